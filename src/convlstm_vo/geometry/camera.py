@@ -40,15 +40,13 @@ class Camera:
         if self.height < 1 or self.width < 1:
             raise CameraError(f"image size {self.height}x{self.width}: both must be at least 1 pixel")
         if not all(math.isfinite(value) for value in (self.fx, self.fy, self.cx, self.cy)):
-            raise CameraError(
-                f"intrinsics {self.intrinsics.tolist()} (fx, fy, cx, cy) must be finite numbers"
-            )
+            raise CameraError(f"intrinsics {self.intrinsics.tolist()} (fx, fy, cx, cy) must be finite numbers")
         if self.fx <= 0 or self.fy <= 0:
             raise CameraError(f"focal lengths fx={self.fx}, fy={self.fy} must be positive (pixels)")
 
     @classmethod
     def from_fov(cls, horizontal_fov_deg: float, *, height: int, width: int) -> Camera:
-        """A camera with square pixels, its principal point in the middle, and a horizontal field of view in degrees."""
+        """A camera with square pixels and its principal point in the middle, from a field of view in degrees."""
         if not 0 < horizontal_fov_deg < 180:
             raise CameraError(f"field of view {horizontal_fov_deg} must lie between 0 and 180 degrees")
         focal = width / 2 / math.tan(math.radians(horizontal_fov_deg) / 2)
@@ -74,7 +72,8 @@ class Camera:
         """The same camera when only a window of its image is kept, its corner at row ``top``, column ``left``."""
         if top < 0 or left < 0 or top + height > self.height or left + width > self.width:
             raise CameraError(
-                f"a {height}x{width} window at row {top}, column {left} leaves the {self.height}x{self.width} image"
+                f"a {height}x{width} window at row {top}, column {left} leaves the image "
+                f"of {self.height}x{self.width}"
             )
         return Camera(self.fx, self.fy, self.cx - left, self.cy - top, height=height, width=width)
 

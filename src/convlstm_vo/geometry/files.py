@@ -34,9 +34,7 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except OSError as error:
-        raise WriteError(
-            f"{path}: cannot be written ({error.strerror or error}); is the disk full?"
-        ) from None
+        raise WriteError(f"{path}: cannot be written ({error.strerror or error}); is the disk full?") from None
     finally:
         temporary.unlink(missing_ok=True)
 

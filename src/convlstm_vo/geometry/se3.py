@@ -183,9 +183,7 @@ def mirror_motion(motion: Array) -> Array:
     so it becomes ``det(M) M w``. (..., 6) to (..., 6).
     """
     xp = _namespace(motion)
-    return xp.stack(
-        [-motion[..., 0], *(motion[..., i] for i in (1, 2, 3)), -motion[..., 4], -motion[..., 5]], -1
-    )
+    return xp.stack([-motion[..., 0], *(motion[..., i] for i in (1, 2, 3)), -motion[..., 4], -motion[..., 5]], -1)
 
 
 def rotation_angle(rotation: Array) -> Array:

@@ -62,13 +62,13 @@ class Trajectory:
 
     @classmethod
     def from_motions(
-        cls, motions: NDArray[np.float64], timestamps_s: NDArray[np.float64] | None = None
+        cls, motions: NDArray[np.floating], timestamps_s: NDArray[np.float64] | None = None
     ) -> Trajectory:
         """Chain N-1 motions (N-1, 6) of ``T_prev_curr`` into N poses, the first of them the identity."""
         poses = [np.eye(4)]
         for step in se3.matrix_from_motion(np.asarray(motions, dtype=np.float64)):
             poses.append(poses[-1] @ step)
-        times = np.arange(len(poses)) * FRAME_PERIOD_S if timestamps_s is None else timestamps_s
+        times = _regular_times(len(poses)) if timestamps_s is None else timestamps_s
         return cls(times, np.stack(poses))
 
     def __len__(self) -> int:
@@ -97,15 +97,16 @@ class Trajectory:
         return Trajectory(self.timestamps_s[rows], self.T_world_camera[rows], covariances, frames)
 
     def with_extrinsics(self, T_camera_other: NDArray[np.float64]) -> Trajectory:
-        """The path of another camera fixed to this one, in a world that is its own first-frame-like frame."""
+        """The path of another camera fixed to this one, whose pose in it is ``T_camera_other``.
+
+        The world frame moves with it, so a path that starts at the identity still does (KITTI's convention).
+        """
         poses = se3.inverse(T_camera_other) @ self.T_world_camera @ T_camera_other
         return dataclasses.replace(self, T_world_camera=poses)
 
     def from_first_pose(self) -> Trajectory:
         """The same path in the frame of its first pose, which becomes the identity."""
-        return dataclasses.replace(
-            self, T_world_camera=se3.inverse(self.T_world_camera[0]) @ self.T_world_camera
-        )
+        return dataclasses.replace(self, T_world_camera=se3.inverse(self.T_world_camera[0]) @ self.T_world_camera)
 
     def align(self, reference: Trajectory, alignment: Alignment) -> Trajectory:
         """Move this trajectory onto ``reference`` (same length, matched row by row) in the least-squares sense.
@@ -159,9 +160,7 @@ def umeyama(
     Umeyama, Least-squares estimation of transformation parameters between two point patterns, PAMI 1991.
     """
     if source_xyz.shape != target_xyz.shape:
-        raise TrajectoryError(
-            f"cannot align {len(source_xyz)} poses with {len(target_xyz)}: match them first"
-        )
+        raise TrajectoryError(f"cannot align {len(source_xyz)} poses with {len(target_xyz)}: match them first")
     source_mean, target_mean = source_xyz.mean(axis=0), target_xyz.mean(axis=0)
     source, target = source_xyz - source_mean, target_xyz - target_mean
     variance = (source**2).sum() / len(source)
@@ -214,7 +213,7 @@ def read_tum(path: Path | str) -> Trajectory:
     poses = np.tile(np.eye(4), (len(rows), 1, 1))
     poses[:, :3, :3] = Rotation.from_quat(quat_xyzw).as_matrix()
     poses[:, :3, 3] = rows[:, -7:-4]
-    times = rows[:, 0] if rows.shape[1] == 8 else np.arange(len(rows)) * FRAME_PERIOD_S
+    times = rows[:, 0] if rows.shape[1] == 8 else _regular_times(len(rows))
     return _checked(path, times, poses, None)
 
 
@@ -233,6 +232,10 @@ def has_own_times(path: Path | str) -> bool:
 def read_times(path: Path | str) -> NDArray[np.float64]:
     """Read a ``times.txt``: one time in seconds a row: (N,)."""
     return _read_rows(Path(path), lambda n: n == 1, "1 number: the time in seconds")[:, 0]
+
+
+def _regular_times(count: int) -> NDArray[np.float64]:
+    return np.arange(count, dtype=np.float64) * FRAME_PERIOD_S
 
 
 def _checked(path: Path, times: NDArray, poses: NDArray, frames: NDArray | None) -> Trajectory:

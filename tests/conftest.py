@@ -1,0 +1,16 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real KITTI frames and trajectories that stands beside a checkout on our machines."""
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not (folder / "kitti").is_dir():
+        pytest.skip(f"{folder} is missing: real KITTI data is not part of the repository (licence CC BY-NC-SA)")
+    return folder
