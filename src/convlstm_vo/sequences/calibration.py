@@ -1,4 +1,4 @@
-"""Where intrinsics come from: a KITTI ``calib.txt``, a ROS ``camera_info`` YAML, four numbers, or a field of view."""
+"""Where intrinsics come from: a KITTI calib.txt, a ROS camera_info YAML, four numbers, or a field of view."""
 
 from __future__ import annotations
 

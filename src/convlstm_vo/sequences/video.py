@@ -90,7 +90,8 @@ class VideoStream:
         if not ok or first is None:
             raise SequenceError(f"{self.source}: cannot be opened as a video (OpenCV found no frame in it)")
         self._first: Any = first
-        self.camera = check_size(camera_for(*first.shape[:2]), *first.shape[:2], self.source)
+        height, width = first.shape[:2]
+        self.camera = check_size(camera_for(height, width), height, width, self.source)
         self._fps = self._capture.get(cv2.CAP_PROP_FPS) or 1 / FRAME_PERIOD_S
         count = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
         self.approximate_length = count if count > 0 else None
@@ -102,7 +103,7 @@ class VideoStream:
         self._first = None
         while image is not None:
             rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-            yield Frame(rgb, index / self._fps, index, f"{self.source}, frame {index}")  # type: ignore[arg-type]
+            yield Frame(rgb, index / self._fps, index, f"{self.source}, frame {index}")
             ok, image = self._capture.read()
             image, index = (image if ok else None), index + 1
         self._capture.release()
