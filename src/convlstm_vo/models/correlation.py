@@ -1,0 +1,77 @@
+"""Matching of two feature maps: how alike is each cell to the cells around it in the other map?"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_BLOCK = 8
+
+
+def correlate(prev: Tensor, curr: Tensor, radius: int) -> Tensor:
+    """Dot products of each cell of ``prev`` with the cells of ``curr`` around the same place.
+
+    Computed as matrix products of blocks of 8x8 cells with their neighbourhoods, of which the wanted entries are
+    then gathered: about four times faster on a CPU than one product for each displacement.
+
+    Args:
+        prev: features (batch, channels, height, width).
+        curr: features of the same shape.
+        radius: largest displacement, in cells; beyond the border is zero.
+
+    Returns:
+        (batch, (2 radius + 1)^2, height, width); displacements row by row, from (-radius, -radius) as (y, x) on.
+    """
+    batch, _, height, width = prev.shape
+    rows, columns = -(-height // _BLOCK), -(-width // _BLOCK)
+    reach = _BLOCK + 2 * radius
+    below, right = rows * _BLOCK - height, columns * _BLOCK - width
+    queries = _windows(F.pad(prev, (0, right, 0, below)), rows, columns, _BLOCK)
+    keys = _windows(F.pad(curr, (radius, radius + right, radius, radius + below)), rows, columns, reach)
+    products = torch.bmm(queries, keys.transpose(1, 2))  # (batch * blocks, 64, reach^2)
+    index = _wanted(radius, reach, prev.device).expand(products.shape[0], -1, -1)
+    matches = products.gather(2, index)  # (batch * blocks, 64, (2 radius + 1)^2)
+    matches = matches.view(batch, rows, columns, _BLOCK, _BLOCK, -1).permute(0, 5, 1, 3, 2, 4)
+    return matches.reshape(batch, -1, rows * _BLOCK, columns * _BLOCK)[:, :, :height, :width]
+
+
+def _windows(x: Tensor, rows: int, columns: int, size: int) -> Tensor:
+    """Square windows that start at every eighth cell: (batch * rows * columns, size^2, channels)."""
+    offsets = torch.arange(size, device=x.device)
+    y = (torch.arange(rows, device=x.device)[:, None] * _BLOCK + offsets).flatten()
+    z = (torch.arange(columns, device=x.device)[:, None] * _BLOCK + offsets).flatten()
+    x = (
+        x.permute(0, 2, 3, 1).index_select(1, y).index_select(2, z)
+    )  # (batch, rows * size, columns * size, channels)
+    x = x.view(x.shape[0], rows, size, columns, size, x.shape[3]).transpose(2, 3)
+    return x.reshape(-1, size * size, x.shape[-1])
+
+
+def _wanted(radius: int, reach: int, device: torch.device) -> Tensor:
+    """Which products of a block belong to its cells' displacements: (1, 64, (2 radius + 1)^2)."""
+    cell = torch.arange(_BLOCK, device=device)
+    step = torch.arange(2 * radius + 1, device=device)
+    y = cell[:, None, None, None] + step[:, None]  # (8, 1, 2r + 1, 1)
+    x = cell[:, None, None] + step  # (8, 1, 2r + 1)
+    return (y * reach + x).reshape(1, _BLOCK * _BLOCK, -1)
+
+
+def expected_displacement(matches: Tensor, sharpness: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean displacement under a softmax of the matches, and how concentrated that softmax is.
+
+    Args:
+        matches: as `correlate` returns them, (batch, (2 radius + 1)^2, height, width).
+        sharpness: factor on the matches, a scalar.
+
+    Returns:
+        Displacement (x, y) in cells (batch, 2, height, width), and the sum of squared probabilities
+        (batch, 1, height, width), 1 for a unique match.
+    """
+    size = int(matches.shape[1] ** 0.5)
+    probability = torch.softmax(matches.float() * sharpness, 1)
+    step = torch.arange(size, device=matches.device, dtype=probability.dtype) - size // 2
+    grid = probability.unflatten(1, (size, size))  # (batch, y, x, height, width)
+    x = (grid.sum(1) * step[:, None, None]).sum(1)
+    y = (grid.sum(2) * step[:, None, None]).sum(1)
+    return torch.stack([x, y], 1), (probability * probability).sum(1, keepdim=True)
