@@ -84,8 +84,11 @@ class Batch:
     clips: tuple[Clip, ...] = ()
 
     def to(self, device: torch.device) -> Batch:
-        tensors = (self.images, self.intrinsics, self.motions, self.fresh)
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors), self.clips)
+        images, intrinsics, motions, fresh = (
+            tensor.to(device, non_blocking=True)
+            for tensor in (self.images, self.intrinsics, self.motions, self.fresh)
+        )
+        return Batch(images, intrinsics, motions, fresh, self.clips)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +171,7 @@ class EpochPlan:
 
 
 def sequential_clips(length: int, time_steps: int) -> list[Clip]:
-    """A whole sequence from its first to its last frame in clips of ``time_steps`` motions (the last one shorter)."""
+    """A whole sequence from first to last frame in clips of ``time_steps`` motions (the last one shorter)."""
     starts = range(0, length - 1, time_steps)
     return [
         Clip(0, tuple(range(i, min(i + time_steps, length - 1) + 1)), mirror=False, fresh=i == 0) for i in starts

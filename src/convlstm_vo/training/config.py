@@ -1,0 +1,104 @@
+"""Everything `convlstm-vo train` can be told."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from convlstm_vo.errors import ConvlstmVoError
+from convlstm_vo.models.config import ModelConfig, preset
+from convlstm_vo.training.clips import AugmentConfig
+from convlstm_vo.training.losses import LossConfig
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+class TrainError(ConvlstmVoError):
+    """Training that cannot start or go on."""
+
+
+def _also(*names: str) -> object:
+    """Names that the original (Ascend model zoo, ConvLSTM_ID2358) gave an option."""
+    return tyro.conf.arg(aliases=names)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Train a network on a KITTI-layout tree. Names in brackets are those of the original's scripts."""
+
+    data: Annotated[Path | None, _also("--datapath")] = None
+    """KITTI odometry tree: sequences/NAME/image_0, calib.txt, times.txt and poses/NAME.txt."""
+    out: Annotated[Path, _also("--outputpath")] = Path("runs/train")
+    """Folder for checkpoints, TensorBoard logs and history.jsonl."""
+    sequences: tuple[str, ...] = ()
+    """Sequences to learn from; none named: all with ground truth that are not validated on."""
+    validate: tuple[str, ...] = ()
+    """Sequences to measure on after each epoch; they choose the best checkpoint and stop early."""
+    max_sequences: Annotated[int, _also("--trajectory-length")] = 0
+    """Use only the first so many training sequences; 0 for all."""
+    camera: Literal[0, 1, 2, 3] = 0
+    """Which image folder: 0 and 1 are gray, 2 and 3 colour."""
+    model: ModelConfig = dataclasses.field(default_factory=lambda: preset("ascend"))
+    """The network; --preset sets all of it at once."""
+    init: Path | None = None
+    """Checkpoint folder whose weights to start from (same architecture)."""
+    flownet: Path | None = None
+    """FlowNet-S weights in PyTorch form (flownets_bn_EPE2.459.pth.tar and its like) for the encoder."""
+
+    batch_size: Annotated[int, _also("--bsize")] = 32
+    """Clips in a step, over all processes together."""
+    time_steps: int = 5
+    """Motions in a clip: how far back gradients reach (truncated back-propagation through time)."""
+    carry_clips: int = 4
+    """Clips over which the recurrent state is carried before it is reset; 1: never carried, 0: whole sequences."""
+    epochs: Annotated[int, _also("--train-iter")] = 240
+    """Times that each motion is shown."""
+    lr: float = 1e-4
+    """Peak learning rate of Adam."""
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """How the learning rate falls after the warm-up: not at all, or to zero along a cosine."""
+    warmup_steps: int = 100
+    """Updates over which the learning rate rises from zero."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay (AdamW)."""
+    clip_gradient: float = 10.0
+    """Largest norm of the gradient; larger ones are scaled down. 0: no limit."""
+    accumulate: int = 1
+    """Steps whose gradients are averaged into one update."""
+    ema: float = 0.999
+    """Decay of the moving average of the weights that is validated and saved; 0: none."""
+    patience: int = 0
+    """Stop after so many epochs without a better validation loss; 0: never."""
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
+
+    precision: Precision = "auto"
+    """auto: bf16 where the processor has units for it, otherwise fp32."""
+    device: Literal["auto", "cpu"] = "auto"
+    """auto: CUDA, Apple MPS or Ascend NPU (torch-npu) where there is one."""
+    seed: int = 0
+    resume: bool = False
+    """Go on from the last checkpoint in --out."""
+    save_steps: int = 1000
+    """Steps between writes of the checkpoint `last` (also written after every epoch)."""
+    keep_epochs: int = 40
+    """Epochs between checkpoints that are kept for good; 0: none."""
+    cache: Path | None = None
+    """Folder for decoded frames; none named: ~/.cache/convlstm-vo/frames."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "time_steps", "epochs", "accumulate", "save_steps"):
+            if getattr(self, name) < 1:
+                raise TrainError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
+        for name in ("carry_clips", "warmup_steps", "weight_decay", "clip_gradient", "patience", "max_sequences"):
+            if getattr(self, name) < 0:
+                raise TrainError(f"--{name.replace('_', '-')} {getattr(self, name)}: must not be negative")
+        if not self.lr > 0:
+            raise TrainError(f"--lr {self.lr}: must be positive")
+        if not 0 <= self.ema < 1:
+            raise TrainError(f"--ema {self.ema}: must lie between 0 and 1 (1 excluded)")
+        if overlap := set(self.sequences) & set(self.validate):
+            raise TrainError(f"--validate {' '.join(sorted(overlap))}: also in --sequences; keep them apart")

@@ -1,0 +1,116 @@
+"""Folders, videos and where intrinsics come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from convlstm_vo.geometry.camera import Camera, CameraError
+from convlstm_vo.sequences import open_stream
+from convlstm_vo.sequences.base import SequenceError, Stream
+from convlstm_vo.sequences.calibration import camera_from
+from convlstm_vo.sequences.video import ImageFolder, VideoStream
+from tests.trees import HEIGHT, WIDTH, write_tree
+
+
+def field_of_view(height: int, width: int) -> Camera:
+    return Camera.from_fov(80, height=height, width=width)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_tree(tmp_path, {"00": 5}) / "sequences" / "00" / "image_0"
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    path = tmp_path / "drive.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 20.0, (64, 48))
+    for i in range(6):
+        image = np.zeros((48, 64, 3), np.uint8)
+        image[:, : 10 * i, 2] = 255  # red in OpenCV's order
+        writer.write(image)
+    writer.release()
+    return path
+
+
+def test_a_folder_of_images_takes_the_times_beside_it(folder: Path) -> None:
+    (folder.parent / "times.txt").write_text("0\n1\n2\n3\n4.5\n")
+    stream = open_stream(str(folder), field_of_view)
+    assert isinstance(stream, ImageFolder) and isinstance(stream, Stream)
+    assert [frame.timestamp_s for frame in stream] == [0, 1, 2, 3, 4.5]
+    (folder.parent / "times.txt").unlink()
+    assert ImageFolder(folder, field_of_view, fps=4)[2].timestamp_s == 0.5
+
+
+def test_a_video_gives_rgb_frames_at_its_rate(video: Path) -> None:
+    stream = open_stream(str(video), field_of_view)
+    assert isinstance(stream, VideoStream)
+    frames = list(stream)
+    assert len(frames) == 6 == stream.approximate_length
+    assert [frame.timestamp_s for frame in frames] == pytest.approx([0, 0.05, 0.1, 0.15, 0.2, 0.25])
+    red, green, _ = frames[5].image[20, 10].tolist()
+    assert red > 200 and green < 60
+    with pytest.raises(SequenceError, match="only once"):
+        list(stream)
+
+
+def test_sources_that_cannot_be_opened(tmp_path: Path, folder: Path, video: Path) -> None:
+    with pytest.raises(SequenceError, match="no such file or folder"):
+        open_stream(str(tmp_path / "nothing.mp4"), field_of_view)
+    text = tmp_path / "text.mp4"
+    text.write_text("not a video")
+    with pytest.raises(SequenceError, match="cannot be opened as a video"):
+        open_stream(str(text), field_of_view)
+    for source in (folder, video):
+        with pytest.raises(SequenceError, match="carries no intrinsics"):
+            open_stream(str(source))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SequenceError, match="no images"):
+        open_stream(str(tmp_path / "empty"), field_of_view)
+
+
+def test_intrinsics_of_another_image_size(folder: Path) -> None:
+    camera = Camera(700, 700, 600, 180, height=370, width=1226)
+    with pytest.raises(SequenceError, match=f"images are {HEIGHT}x{WIDTH}, but the intrinsics belong to 370x1226"):
+        ImageFolder(folder, lambda height, width: camera)
+
+
+def test_four_sources_of_intrinsics(tmp_path: Path) -> None:
+    size = {"height": 480, "width": 640}
+    assert camera_from(**size, intrinsics=(500, 510, 320, 240)) == Camera(500, 510, 320, 240, **size)
+    assert camera_from(**size, fov_deg=90).fx == pytest.approx(320)
+    kitti = tmp_path / "calib.txt"
+    kitti.write_text("P0: 500 0 320 0 0 510 240 0 0 0 1 0\nP2: 400 0 320 0 0 410 240 0 0 0 1 0\n")
+    assert camera_from(**size, calibration=kitti) == Camera(500, 510, 320, 240, **size)
+    assert camera_from(**size, calibration=kitti, camera=2).fx == 400
+    ros = tmp_path / "camera.yaml"
+    ros.write_text(
+        "image_width: 640\nimage_height: 480\n"
+        "camera_matrix: {rows: 3, cols: 3, data: [500, 0, 320, 0, 510, 240, 0, 0, 1]}\n"
+        "distortion_coefficients: {rows: 1, cols: 5, data: [0, 0, 0, 0, 0]}\n"
+    )
+    assert camera_from(**size, calibration=ros) == Camera(500, 510, 320, 240, **size)
+
+
+def test_intrinsics_that_cannot_be_used(tmp_path: Path) -> None:
+    size = {"height": 480, "width": 640}
+    with pytest.raises(SequenceError, match="no source of intrinsics: give exactly one"):
+        camera_from(**size)
+    with pytest.raises(SequenceError, match="more than one source"):
+        camera_from(**size, fov_deg=80, intrinsics=(1, 1, 1, 1))
+    with pytest.raises(CameraError, match="must be positive"):
+        camera_from(**size, intrinsics=(-1, 1, 1, 1))
+    ros = tmp_path / "camera.yaml"
+    ros.write_text("image_width: 640\n")
+    with pytest.raises(SequenceError, match=r"camera\.yaml: not a camera_info file"):
+        camera_from(**size, calibration=ros)
+    ros.write_text(
+        "image_width: 640\nimage_height: 480\ncamera_matrix: {data: [500, 0, 320, 0, 510, 240, 0, 0, 1]}\n"
+        "distortion_coefficients: {data: [0.1, 0, 0, 0, 0]}\n"
+    )
+    with pytest.raises(SequenceError, match="undistort"):
+        camera_from(**size, calibration=ros)
