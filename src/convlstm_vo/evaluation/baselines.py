@@ -31,9 +31,9 @@ def straight_ahead(ground_truth: Trajectory) -> Trajectory:
 
 
 BASELINES: dict[str, Callable[[Trajectory], Trajectory]] = {
-    "zero motion": zero_motion,
-    "constant motion": constant_motion,
-    "straight ahead": straight_ahead,
+    "zero_motion": zero_motion,
+    "constant_motion": constant_motion,
+    "straight_ahead": straight_ahead,
 }
 
 

@@ -11,18 +11,36 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 import convlstm_vo
 from convlstm_vo.evaluation.baselines import BASELINES
-from convlstm_vo.evaluation.metrics import Score, score
+from convlstm_vo.evaluation.matching import match
+from convlstm_vo.evaluation.metrics import Score, frame_errors, score
 from convlstm_vo.evaluation.segments import MetricError
 from convlstm_vo.geometry.files import write_atomically
 from convlstm_vo.geometry.trajectory import Alignment, Trajectory
 from convlstm_vo.sequences.base import Frame, Sequence
 
 Estimator = Callable[[Sequence], Trajectory]
+NETWORK = "network"  # what the estimate is called beside the baselines
 _MEAN_KEYS = ("t_rel_percent", "r_rel_deg_per_100m", "end_drift_percent")
 _SAMPLE_FRAMES = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameErrors:
+    """Errors of the motions from each frame to the next (M-1 of them).
+
+    Attributes:
+        time_s: (M-1,) seconds since the first frame.
+        translation_m: (M-1,) metres.
+        rotation_deg: (M-1,) degrees.
+    """
+
+    time_s: NDArray[np.float64]
+    translation_m: NDArray[np.float64]
+    rotation_deg: NDArray[np.float64]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,13 +68,26 @@ class SequenceResult:
     @property
     def scores(self) -> dict[str, Score]:
         """Every score of the sequence by what was measured; the network, if any, comes first."""
-        network = {} if self.score is None else {"network": self.score}
+        network = {} if self.score is None else {NETWORK: self.score}
         return network | {name: baseline for name, (_, baseline) in self.baselines.items()}
 
     @property
     def any_score(self) -> Score:
         """A score whose protocol and path are those of the whole sequence."""
         return next(iter(self.scores.values()))
+
+    @property
+    def paths(self) -> dict[str, Trajectory]:
+        """Every estimated path by what was measured, as in `scores`."""
+        network = {} if self.estimate is None else {NETWORK: self.estimate}
+        return network | {name: path for name, (path, _) in self.baselines.items()}
+
+    def errors_over_time(self, name: str) -> FrameErrors:
+        """Error of each single motion of one of `paths`."""
+        both = match(self.ground_truth, self.paths[name], both_timed=self.scores[name].matched_by == "time")
+        translation_m, rotation_deg = frame_errors(both.ground_truth, both.estimate)
+        times = both.ground_truth.timestamps_s[1:] - self.ground_truth.timestamps_s[0]
+        return FrameErrors(times, translation_m, rotation_deg)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: the keys of `Score.as_dict`, then ``ms_per_frame`` and ``baselines``."""

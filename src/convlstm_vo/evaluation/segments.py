@@ -55,7 +55,8 @@ class SegmentProtocol:
 
     def __str__(self) -> str:
         lengths = ", ".join(f"{length:g}" for length in self.lengths_m)
-        return f"{self.name}: segments of {lengths} m, a start every {self.step_frames} frame(s)"
+        step = "frame" if self.step_frames == 1 else f"{self.step_frames} frames"
+        return f"{self.name}: segments of {lengths} m, starting every {step}"
 
 
 KITTI = SegmentProtocol("KITTI", tuple(float(m) for m in range(100, 801, 100)), 10)
