@@ -34,9 +34,19 @@ def _conv(in_channels: int, out_channels: int, kernel_size: int, *, bias: bool) 
     return conv
 
 
+class _LayerNorm(nn.GroupNorm):
+    """Normalisation over all axes but the batch, gain and offset a channel: a group norm of one group."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(1, channels, eps=_LAYER_NORM_EPSILON)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # In the state's own type, whatever that of the weights.
+        return F.group_norm(x, 1, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
 def _norm(channels: int, layer_norm: bool) -> nn.Module:
-    """Layer normalisation over all axes but the batch, gain and offset a channel: a group norm of one group."""
-    return nn.GroupNorm(1, channels, eps=_LAYER_NORM_EPSILON) if layer_norm else nn.Identity()
+    return _LayerNorm(channels) if layer_norm else nn.Identity()
 
 
 class ConvLSTMCell(nn.Module):
