@@ -134,7 +134,8 @@ def caption(evaluation: Evaluation) -> str:
     """What the figures of an evaluation refer to: protocols, lengths and alignment, in words."""
     alignments = {result.score.alignment for result in evaluation.results if result.score is not None}
     named = ", ".join(ALIGNMENT_NAMES[alignment] for alignment in sorted(alignments)) or "none"
-    lines = [f"alignment {named}; ATE and RPE unaligned but where named", *evaluation.protocols()]
+    of_baselines = "" if named == "none" else " (baselines: none)"
+    lines = [f"alignment {named}{of_baselines}; ATE and RPE unaligned but where named", *evaluation.protocols()]
     lines += [f"{name} skipped: {reason}" for name, reason in evaluation.skipped.items()]
     return "\n".join(lines)
 
@@ -193,7 +194,10 @@ def _pictures(result: SequenceResult) -> Iterator[tuple[str, str]]:
     # Zero motion is a point from above, and 100 % everywhere else: it would only flatten the curves.
     shown = [name for name in result.scores if name != "zero_motion"]
     paths = {figures.GROUND_TRUTH: result.ground_truth} | {name: result.paths[name] for name in shown}
-    yield "The path from above", figures.svg_uri(figures.from_above(paths, faint=BASELINES))
+    yield (
+        "The path from above, unaligned from a common start",
+        figures.svg_uri(figures.from_above(paths, faint=BASELINES)),
+    )
     scores = {name: result.scores[name] for name in shown}
     kinds: tuple[Literal["length", "speed"], ...] = ("length", "speed") if result.any_score.overall.segments else ()
     for key in kinds:
