@@ -52,9 +52,12 @@ class CorrelationEncoder(nn.Module):
         self.channels, self.radius = channels, radius
 
         def conv(in_channels: int, out_channels: int, kernel: int, stride: int) -> nn.Sequential:
-            layer = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2)
+            layer, active = (
+                nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2),
+                activation_layer(activation),
+            )
             kaiming(layer, activation)
-            return nn.Sequential(layer, activation_layer(activation))
+            return nn.Sequential(layer, active)
 
         self.features = nn.Sequential(
             conv(frame_channels, half, 5, 2),
@@ -103,7 +106,8 @@ class CorrelationEncoder(nn.Module):
         flow, confidence = expected_displacement(matches, self.log_sharpness.exp())  # (b * t, 2 / 1, h, w)
         cell = intrinsics.repeat_interleave(clip.shape[1] - 1, 0) / self.STRIDE  # (b * t, 4), in cells
         flow = flow / cell[:, :2, None, None] * _FLOW_GAIN
-        x = torch.cat([matches, flow, confidence, _rays(cell, flow), self.context(prev)], 1)
+        parts = (matches, flow, confidence, _rays(cell, flow), self.context(prev))
+        x = torch.cat([part.to(prev.dtype) for part in parts], 1)  # one type: cat would make the largest of all
         return self.motion(x).unflatten(0, (clip.shape[0], -1))
 
 

@@ -15,6 +15,7 @@ _LEAK = 0.1
 
 
 def activation_layer(name: str) -> nn.Module:
+    """The layer of an activation's name."""
     if name == "relu":
         return nn.ReLU()
     if name == "leaky_relu":
@@ -99,12 +100,13 @@ class FlowNetS(nn.Module):
             conv_class = _SameConv2d if same_padding else nn.Conv2d
             padding = 0 if same_padding else kernel // 2
             conv = conv_class(in_channels, channels[stage], kernel, stride, padding, bias=not batch_norm)
+            active = activation_layer(activation)
             kaiming(conv, activation)
             block: list[nn.Module] = [conv]
             if batch_norm:
                 block.append(nn.BatchNorm2d(channels[stage]))
             if activate_last or name != "conv6":
-                block.append(activation_layer(activation))
+                block.append(active)
             if rate > 0:
                 block.append(nn.Dropout(rate))
             self.add_module(name, nn.Sequential(*block))
