@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -49,6 +50,9 @@ def files(shared: Path, estimate: str) -> tuple[Path, Path]:
     return ground_truth_of(shared, estimate), shared / "trajectories" / "estimates" / f"{estimate}.txt"
 
 
+scored = functools.cache(score_files)
+
+
 def random_path(seed: int = 0, frames: int = 60, speed_m: float = 1.0) -> Trajectory:
     """A winding path of about ``speed_m`` metres a frame."""
     rng = np.random.default_rng(seed)
@@ -63,7 +67,7 @@ def straight_path(frames: int = 101, speed_m: float = 1.0) -> Trajectory:
 class TestDevkit:
     @pytest.mark.parametrize("estimate", DEVKIT)
     def test_all_lengths(self, shared: Path, estimate: str) -> None:
-        found = score_files(*files(shared, estimate))
+        found = scored(*files(shared, estimate))
         segments, t_rel, r_rel = DEVKIT[estimate]
         assert found.overall.segments == segments
         assert found.t_rel_percent == pytest.approx(t_rel, abs=2e-6)
@@ -72,7 +76,7 @@ class TestDevkit:
 
     @pytest.mark.parametrize(("estimate", "length"), DEVKIT_BY_LENGTH)
     def test_one_length(self, shared: Path, estimate: str, length: int) -> None:
-        found = score_files(*files(shared, estimate)).by_length[length]
+        found = scored(*files(shared, estimate)).by_length[length]
         segments, t_rel, r_rel = DEVKIT_BY_LENGTH[estimate, length]
         assert found.segments == segments
         assert found.t_rel_percent == pytest.approx(t_rel, abs=2e-6)
@@ -125,7 +129,7 @@ class TestEvo:
     @pytest.mark.parametrize("alignment", ALIGNMENTS)
     @pytest.mark.parametrize("estimate", ESTIMATES)
     def test_ate_and_rpe(self, shared: Path, estimate: str, alignment: Alignment) -> None:
-        found = score_files(*files(shared, estimate))
+        found = scored(*files(shared, estimate))
         ate, translation, rotation = _evo(*(read_trajectory(path) for path in files(shared, estimate)), alignment)
         ours = found.ate[alignment]
         for name, value in {"rmse_m": ate["rmse"], "mean_m": ate["mean"], "median_m": ate["median"]}.items():

@@ -189,7 +189,7 @@ def test_the_picture_from_above_has_equal_axes() -> None:
         assert axes.get_xlim()[0] < trajectory.positions_xyz[:, 0].min()
 
 
-def test_a_report_that_cannot_be_written(tmp_path: Path, evaluation: Evaluation) -> None:
+def test_a_report_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConvlstmVoError, match=r"report.html: cannot be written"):
-        report.write_report(tmp_path / "file" / "report.html", evaluation)
+        report.write_report(tmp_path / "file" / "report.html", Evaluation(()))

@@ -30,6 +30,8 @@ _COLORS = {
 }
 _OTHER_COLORS = ("#2f81f7", "#e5534b", "#3f9d63", "#b569c9", "#d9822b")
 _BASELINE_STYLE: dict[str, Any] = {"linewidth": 1.1, "linestyle": (0, (4, 2)), "alpha": 0.9}
+# In small pictures the legend stands above the axes, where it cannot hide a curve.
+_LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 9, "labelcolor": INK}
 _MARGIN = 0.06  # around the paths, of their extent
 _PROPORTION = 0.8  # height to width of the picture from above
 _SMALLEST_EXTENT_M = 1.0
@@ -55,7 +57,7 @@ def from_above(paths: Mapping[str, Trajectory], *, faint: Iterable[str] = ()) ->
     axes.plot(first[0], first[2], "o", markersize=8, markerfacecolor="none", markeredgecolor=INK, label="start")
     _set_equal_limits(axes, [path for name, path in paths.items() if name not in faint])
     _label(axes, "x, right (m)", "z, forward (m)")
-    _legend(axes)
+    axes.legend(**_LEGEND)
     return figure
 
 
@@ -70,7 +72,7 @@ def errors_by(key: Literal["length", "speed"], measure: Measure, scores: Mapping
         axes.set_xticks(sorted(points))
     _use_log_scale(axes)
     _label(axes, "segment length (m)" if key == "length" else "speed (m/s)", _MEASURE_LABELS[measure])
-    _legend(axes)
+    figure.legend(loc="outside upper center", ncols=3, **_LEGEND)
     return figure
 
 
@@ -83,7 +85,7 @@ def errors_over_time(unit: Literal["m", "deg"], errors: Mapping[str, FrameErrors
     axes.set_ylim(bottom=0)
     what = "translation error per frame (m)" if unit == "m" else "rotation error per frame (°)"
     _label(axes, "time (s)", what)
-    _legend(axes)
+    figure.legend(loc="outside upper center", ncols=3, **_LEGEND)
     return figure
 
 
@@ -146,10 +148,6 @@ def _set_equal_limits(axes: Axes, paths: list[Trajectory]) -> None:
 def _label(axes: Axes, x: str, y: str) -> None:
     axes.set_xlabel(x, color=INK, fontsize=9)
     axes.set_ylabel(y, color=INK, fontsize=9)
-
-
-def _legend(axes: Axes) -> None:
-    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
 
 
 def _title(name: str) -> str:
