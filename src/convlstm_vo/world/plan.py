@@ -1,0 +1,237 @@
+"""The lines on the map: the path that the car drives, and the roads (legs) that it is part of.
+
+Plan coordinates are those of a street's frame: x right, y down, z forward, at the path's start. A heading psi is
+to the right of z: forward is (sin psi, cos psi) in (x, z), the right-hand side (cos psi, -sin psi).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convlstm_vo.world.exact import sincos
+
+Array = NDArray[np.float64]
+StreetKind = Literal["town", "country", "motorway"]
+STEP_M = 0.5
+
+
+def interpolate(at: Array | float, known: Array, values: Array) -> Array:
+    """Linear interpolation of values (n,) known at increasing places, with one fixed order of operations."""
+    at = np.asarray(at, dtype=np.float64)
+    i = np.clip(np.searchsorted(known, at, side="right") - 1, 0, len(known) - 2)
+    share = np.clip((at - known[i]) / (known[i + 1] - known[i]), 0.0, 1.0)
+    result: Array = values[i] + share * (values[i + 1] - values[i])
+    return result
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A curve over the map with its height.
+
+    Attributes:
+        s: (n,) metres along it. x, z: (n,) plan. y: (n,) height, downwards. psi: (n,) heading, radians.
+        kappa: (n,) curvature, 1/m, positive to the right.
+    """
+
+    s: Array
+    x: Array
+    y: Array
+    z: Array
+    psi: Array
+    kappa: Array
+
+    def at(self, s: Array | float) -> tuple[Array, Array, Array, Array]:
+        """x, y, z, psi at places s (clamped to its ends)."""
+        x, y, z, psi = (interpolate(s, self.s, values) for values in (self.x, self.y, self.z, self.psi))
+        return x, y, z, psi
+
+    def place(self, s: float, d: float) -> tuple[float, float, float, float]:
+        """x, y, z, psi at s metres along and d metres to the right."""
+        x, y, z, psi = (float(value) for value in self.at(s))
+        sine, cosine = sincos(psi)
+        return x + d * cosine, y, z - d * sine, psi
+
+
+@dataclasses.dataclass(frozen=True)
+class Leg:
+    """A road: its middle line, half its width, and the part of it that the car drives.
+
+    Attributes:
+        line: the middle line. half_width_m: of the carriageway. start_s, end_s: the driven part (of line.s).
+        drop_m: how far it lies under the others, so that crossing roads never share a surface.
+        driven: False for side streets.
+    """
+
+    line: Line
+    half_width_m: float
+    start_s: float
+    end_s: float
+    drop_m: float
+    driven: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Path, legs and junctions of a street.
+
+    Attributes:
+        path: where the car's middle goes. lane_m: its distance to the right of the road's middle.
+        legs: all roads. junctions: (k, 4): x, y, z, half size of the paved square at each.
+        turns: (k, 2): path metres where each junction turn begins and ends.
+    """
+
+    kind: StreetKind
+    path: Line
+    lane_m: float
+    legs: list[Leg]
+    junctions: Array
+    turns: Array
+
+    def clearance_m(self, x: Array, z: Array) -> Array:
+        """Distance of points (n,) from the nearest carriageway's edge; negative on a road."""
+        best = np.full(np.shape(x), np.inf)
+        for leg in self.legs:
+            lx, lz = leg.line.x[::4], leg.line.z[::4]
+            square = (np.asarray(x)[..., None] - lx) ** 2 + (np.asarray(z)[..., None] - lz) ** 2
+            best = np.minimum(best, np.sqrt(square.min(-1)) - leg.half_width_m)
+        return best
+
+
+def trace(kappa: Array, slope: Array, *, x: float = 0, y: float = 0, z: float = 0, psi: float = 0) -> Line:
+    """Follow curvature and slope (n,), both at steps of STEP_M, from a starting place."""
+    heading = psi + np.concatenate([[0.0], np.cumsum((kappa[:-1] + kappa[1:]) * (0.5 * STEP_M))])
+    middle = 0.5 * (heading[:-1] + heading[1:])
+    directions = np.array([sincos(float(angle)) for angle in middle]).reshape(-1, 2)
+    xs = x + np.concatenate([[0.0], np.cumsum(directions[:, 0] * STEP_M)])
+    zs = z + np.concatenate([[0.0], np.cumsum(directions[:, 1] * STEP_M)])
+    ys = y - np.concatenate([[0.0], np.cumsum((slope[:-1] + slope[1:]) * (0.5 * STEP_M))])
+    return Line(np.arange(len(kappa)) * STEP_M, xs, ys, zs, heading, kappa)
+
+
+def _bend(angle: float, radius: float, ease: float) -> Array:
+    """Curvature of a bend that eases in and out (clothoids of length ``ease``)."""
+    top = math.copysign(1.0 / radius, angle)
+    ramp = np.linspace(0.0, top, max(2, round(ease / STEP_M)))
+    turned = abs(float(ramp.sum())) * STEP_M
+    flat = max(1, round((abs(angle) - 2 * turned) * radius / STEP_M))
+    shape = np.concatenate([ramp, np.full(flat, top), ramp[::-1]])
+    # Scale so that the angle comes out as asked, whatever the rounding to steps did.
+    return shape * (angle / (float(np.cumsum(shape)[-1]) * STEP_M))
+
+
+def _town_parts(rng: np.random.Generator, length_m: float) -> list[tuple[Array, bool]]:
+    parts: list[tuple[Array, bool]] = []
+    heading, total = 0.0, 0.0
+    while total < length_m:
+        straight = np.zeros(round(rng.uniform(35, 130) / STEP_M))
+        kind, side = rng.random(), -1.0 if rng.random() < 0.5 else 1.0
+        if abs(heading + side * 1.6) > 1.9:
+            side = -side
+        if kind < 0.55:
+            turn = _bend(side * rng.uniform(1.35, 1.75), rng.uniform(5.5, 11.0), rng.uniform(2.5, 5.0))
+        elif kind < 0.85:
+            turn = _bend(side * rng.uniform(0.1, 0.7), rng.uniform(40, 150), rng.uniform(8, 20))
+        else:
+            turn = np.zeros(round(20 / STEP_M))
+        heading += float(np.cumsum(turn)[-1]) * STEP_M
+        parts += [(straight, False), (turn, kind < 0.55)]
+        total += (len(straight) + len(turn)) * STEP_M
+    return parts
+
+
+def _open_parts(rng: np.random.Generator, length_m: float, kind: StreetKind) -> list[tuple[Array, bool]]:
+    low, high, most = (45.0, 350.0, 1.3) if kind == "country" else (350.0, 1800.0, 0.5)
+    parts: list[tuple[Array, bool]] = []
+    heading, total = 0.0, 0.0
+    if kind == "motorway" and rng.random() < 0.3:  # a ramp comes first
+        parts = [
+            (_bend((1 if rng.random() < 0.5 else -1) * rng.uniform(0.8, 1.7), rng.uniform(45, 90), 30.0), False)
+        ]
+    while total < length_m:
+        radius = float(rng.uniform(low, high))
+        angle = float(rng.uniform(0.1, 1.0)) * min(most, 260.0 / radius)
+        side = -1.0 if rng.random() < 0.5 else 1.0
+        side = -side if abs(heading + side * angle) > 1.5 else side
+        bend = _bend(side * angle, radius, min(40.0, 0.3 * angle * radius))
+        straight = np.zeros(round(rng.uniform(20, 150) / STEP_M))
+        heading += side * angle
+        parts += [(straight, False), (bend, False)]
+        total += (len(straight) + len(bend)) * STEP_M
+    return parts
+
+
+def _slopes(rng: np.random.Generator, s: Array, kind: StreetKind, turns: Array) -> Array:
+    """Slope along the path: it changes every 40 m or so, and is none at junctions, where roads must meet."""
+    steep = {"town": 0.03, "country": 0.07, "motorway": 0.035}[kind] * rng.random()
+    spacing = {"town": 35.0, "country": 45.0, "motorway": 120.0}[kind]
+    knots = np.arange(-1.0, s[-1] / spacing + 2) * spacing
+    slope = interpolate(s, knots, steep * (2 * rng.random(len(knots)) - 1))
+    for begin, end in turns:
+        away = np.maximum(np.maximum(begin - s, s - end), 0.0)
+        slope = slope * np.clip((away - 12.0) / 20.0, 0.0, 1.0)
+    return slope
+
+
+def _extended(line: Line, before: float, after: float) -> Line:
+    """A line with straight, level pieces added to both ends."""
+    n, m = round(before / STEP_M), round(after / STEP_M)
+    (s0, c0), (s1, c1) = sincos(float(line.psi[0])), sincos(float(line.psi[-1]))
+    back, ahead = np.arange(-n, 0) * STEP_M, np.arange(1, m + 1) * STEP_M
+    x = np.concatenate([line.x[0] + back * s0, line.x, line.x[-1] + ahead * s1])
+    z = np.concatenate([line.z[0] + back * c0, line.z, line.z[-1] + ahead * c1])
+
+    def pad(values: Array, start: float, end: float) -> Array:
+        return np.concatenate([np.full(n, start), values, np.full(m, end)])
+
+    y, psi = pad(line.y, line.y[0], line.y[-1]), pad(line.psi, line.psi[0], line.psi[-1])
+    s = np.concatenate([line.s[0] + back, line.s, line.s[-1] + ahead])
+    return Line(s, x, y, z, psi, pad(line.kappa, 0.0, 0.0))
+
+
+def _shifted(line: Line, d: float) -> Line:
+    """The line d metres to the right of another."""
+    turns = np.array([sincos(float(angle)) for angle in line.psi])
+    return dataclasses.replace(line, x=line.x + d * turns[:, 1], z=line.z - d * turns[:, 0])
+
+
+def _meeting(a: Leg, b: Leg) -> tuple[float, float, float]:
+    """Where the end of leg a, drawn on, meets the beginning of leg b, drawn back: x, y, z."""
+    ax, ay, az, apsi = (float(v) for v in a.line.at(a.end_s))
+    bx, _, bz, bpsi = (float(v) for v in b.line.at(b.start_s))
+    (sa, ca), (sb, cb) = sincos(apsi), sincos(bpsi)
+    t = ((bx - ax) * cb - (bz - az) * sb) / (sa * cb - ca * sb)
+    return ax + t * sa, ay, az + t * ca
+
+
+def make_plan(rng: np.random.Generator, kind: StreetKind, length_m: float) -> Plan:
+    """Draw path and roads for a drive of at least ``length_m``."""
+    parts = _town_parts(rng, length_m) if kind == "town" else _open_parts(rng, length_m, kind)
+    parts = [(np.zeros(round(30 / STEP_M)), False), *parts, (np.zeros(round(60 / STEP_M)), False)]
+    kappa = np.concatenate([part for part, _ in parts])
+    ends = np.cumsum([len(part) for part, _ in parts])
+    spans = [
+        ((end - len(part)) * STEP_M, end * STEP_M) for (part, turn), end in zip(parts, ends, strict=True) if turn
+    ]
+    turns = np.array(spans, dtype=np.float64).reshape(-1, 2)
+    s = np.arange(len(kappa)) * STEP_M
+    path = trace(kappa, _slopes(rng, s, kind, turns))
+    lane = {"town": 1.75, "country": 1.6, "motorway": 1.9}[kind]
+    widths = {"town": (4.6, 6.4), "country": (2.9, 3.6), "motorway": (5.6, 5.8)}[kind]
+    legs: list[Leg] = []
+    starts, stops = [0.0, *turns[:, 1]], [*turns[:, 0], float(s[-1])]
+    for k, (begin, end) in enumerate(zip(starts, stops, strict=True)):
+        keep = slice(round(begin / STEP_M), round(end / STEP_M) + 1)
+        piece = Line(*(getattr(path, field.name)[keep] for field in dataclasses.fields(Line)))
+        last = k == len(starts) - 1
+        before, after = (40.0 if k == 0 else rng.uniform(50, 90)), (350.0 if last else rng.uniform(60, 140))
+        line = _extended(_shifted(piece, -lane), float(before), float(after))
+        legs.append(Leg(line, float(rng.uniform(*widths)), begin, end, 0.015 * (k % 3)))
+    crossings = [
+        (*_meeting(a, b), max(a.half_width_m, b.half_width_m) + 3.5) for a, b in zip(legs, legs[1:], strict=False)
+    ]
+    return Plan(kind, path, lane, legs, np.array(crossings).reshape(-1, 4), turns)
