@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -173,7 +172,7 @@ def _replacing_folder(folder: Path) -> Iterator[Path]:
     previous = _previous(folder)
     try:
         yield temporary
-        temporary.chmod(0o777 & ~plain_umask())
+        temporary.chmod(0o777 & ~_umask())
         shutil.rmtree(previous, ignore_errors=True)
         if folder.is_dir():
             folder.rename(previous)
@@ -188,7 +187,7 @@ def _replacing_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def plain_umask() -> int:
+def _umask() -> int:
     """The process's mask for new files; mkdtemp ignores it."""
     mask = os.umask(0)
     os.umask(mask)
@@ -200,14 +199,3 @@ def _flush_to_disk(folder: Path) -> None:
     for path in folder.iterdir():
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
-
-
-def describe(net: OdometryNet) -> dict[str, Any]:
-    """What a network is, in a few numbers: preset, parts, image size, parameters."""
-    config = net.config
-    return {
-        "preset": config.preset,
-        "parts": f"{config.encoder} + {config.cell} + {config.head}",
-        "image": f"{config.image_height}x{config.image_width}x{config.image_channels}",
-        "parameters": sum(parameter.numel() for parameter in net.parameters()),
-    }
