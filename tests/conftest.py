@@ -5,6 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Small networks gain nothing from threads, and threads that wait for each other stall on a busy machine."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Configurations are frozen dataclasses: their fields are the command line, the saved file and the defaults at once.
+"""Configurations are frozen dataclasses: their fields are the command line, the saved file and the defaults.
 
 Each part owns its own (`models.config.ModelConfig`, `training.config.TrainConfig`, …); this file holds what
 they share: strict conversion from and to plain dictionaries, TOML recipes and JSON.
@@ -121,7 +121,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         import tomllib
     except ModuleNotFoundError:  # Python 3.10
-        import tomli as tomllib  # type: ignore[no-redef]
+        import tomli as tomllib  # type: ignore[no-redef, import-not-found]
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

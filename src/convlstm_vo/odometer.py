@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +54,7 @@ class VisualOdometry:
     """
 
     def __init__(self, net: OdometryNet, camera: Camera) -> None:
-        self.net = net.eval().to(memory_format=torch.channels_last)
+        self.net = net.eval()
         self.camera = camera
         config = net.config
         self._size = (config.image_height, config.image_width)
@@ -111,14 +111,19 @@ class VisualOdometry:
         return (self.track(frame) for frame in frames)
 
 
-def estimate_trajectory(net: OdometryNet, stream: Stream) -> tuple[Trajectory, NDArray[np.float64]]:
-    """Run a network over a whole sequence from a fresh state.
+def estimate_trajectory(
+    net: OdometryNet, stream: Stream, advance: Callable[[int], None] = lambda count: None
+) -> Trajectory:
+    """Run a network over a whole sequence from a fresh state; the trajectory's first pose is the identity.
 
-    Returns:
-        The trajectory, its first pose the identity, and the seconds that each frame took: (frames,).
+    Args:
+        net: a network in evaluation mode.
+        stream: frames and their camera.
+        advance: called with 1 after each frame, for a progress bar.
     """
-    odometer = VisualOdometry(net, stream.camera)
-    tracked = list(odometer.stream(stream))
-    times = np.array([frame.timestamp_s for frame in tracked])
-    trajectory = Trajectory(times, np.stack([frame.T_world_camera for frame in tracked]))
-    return trajectory, np.array([frame.seconds for frame in tracked])
+    times, poses = [], []
+    for tracked in VisualOdometry(net, stream.camera).stream(stream):
+        times.append(tracked.timestamp_s)
+        poses.append(tracked.T_world_camera)
+        advance(1)
+    return Trajectory(np.array(times), np.stack(poses))

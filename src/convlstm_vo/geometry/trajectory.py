@@ -164,7 +164,8 @@ def umeyama(
     source_mean, target_mean = source_xyz.mean(axis=0), target_xyz.mean(axis=0)
     source, target = source_xyz - source_mean, target_xyz - target_mean
     variance = (source**2).sum() / len(source)
-    if variance == 0:
+    extent = max(1.0, np.abs(source_mean).max())
+    if variance <= (1e-12 * extent) ** 2:  # the mean of equal numbers may be off by a rounding
         raise TrajectoryError("cannot align a trajectory that stands still: all its positions are equal")
     u, singular, vt = np.linalg.svd(target.T @ source / len(source))
     sign = np.array([1.0, 1.0, np.sign(np.linalg.det(u) * np.linalg.det(vt))])

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from convlstm_vo.models.checkpoint import CheckpointError, load_weights, save_checkpoint
@@ -74,6 +75,7 @@ def train(
 def make_accelerator(config: TrainConfig) -> Accelerator:
     """The device, precision and processes of a run (accelerate), or a clear error where the device lacks fp16."""
     precision = resolve_precision(config)
+    AcceleratorState._reset_state()  # it is a singleton, and would refuse a second run with another precision
     try:
         return Accelerator(
             cpu=config.device == "cpu",
@@ -144,7 +146,9 @@ class Trainer:
 
     def _build_network(self) -> OdometryNet:
         torch.manual_seed(self.config.seed)  # initial weights and dropout
-        net = OdometryNet(self.config.model).to(memory_format=torch.channels_last)
+        net = OdometryNet(self.config.model)
+        # The layout that bf16 convolutions on CPUs and GPUs want; torch's own signature of `to` lacks it.
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.config.flownet is not None:
             load_flownet_weights(net.encoder, self.config.flownet)
         if self.config.init is not None:
@@ -195,7 +199,7 @@ class Trainer:
         state = None if self.state is None else reset_state(self.state, batch.fresh)
         with self.accelerator.accumulate(self.model):
             with self.accelerator.autocast():
-                motions, state = self.model(as_channels(images, self.config.model), batch.intrinsics, state)
+                motions, state = self.model(images, batch.intrinsics, state)
             loss = motion_loss(motions, batch.motions, self.config.loss)
             value = self._finite(loss, batch)
             self.accelerator.backward(loss)
@@ -272,7 +276,7 @@ class Trainer:
             for clip in sequential_clips(len(sequence), max(8, self.config.time_steps)):
                 batch = collate([sequence], (clip,)).to(self.accelerator.device)
                 with self.accelerator.autocast():
-                    motions, state = self.net(as_channels(batch.images, self.config.model), batch.intrinsics, state)
+                    motions, state = self.net(batch.images, batch.intrinsics, state)
                 yield motions[0].float(), batch.motions[0]
 
     def _averaged_weights(self) -> contextlib.AbstractContextManager[None]:
@@ -333,11 +337,6 @@ def read_training_state(folder: Path) -> dict[str, Any]:
         ) from None
     except Exception as error:  # torch.load raises many kinds for a damaged file
         raise CheckpointError(f"{folder / STATE_FILE}: is damaged ({error}); use another checkpoint") from None
-
-
-def as_channels(images: Tensor, model: Any) -> Tensor:
-    """Gray frames repeated for a network that takes colour: (batch, time, 1 or channels, height, width)."""
-    return images.expand(-1, -1, model.image_channels, -1, -1)
 
 
 def prefetch(batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -1,0 +1,73 @@
+"""Where tracked frames go while they come in: a trajectory file, and a sketch of the path for a picture.
+
+Both need a constant amount of memory, however long the video is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convlstm_vo.geometry.files import replacing
+from convlstm_vo.geometry.trajectory import Trajectory, kitti_row, tum_row
+from convlstm_vo.odometer import TrackedFrame
+
+TrajectoryFormat = Literal["kitti", "tum"]
+
+
+class TrajectoryFile:
+    """A trajectory file that is written row by row, and appears under its name when the block ends.
+
+    An interruption (Ctrl-C) keeps the rows so far; an error leaves no file.
+    """
+
+    def __init__(self, path: Path, format: TrajectoryFormat) -> None:
+        self.path, self.format = path, format
+        self._stack = contextlib.ExitStack()
+        self._stream: IO[str] | None = None
+
+    def __enter__(self) -> TrajectoryFile:
+        temporary = self._stack.enter_context(replacing(self.path))
+        self._stream = self._stack.enter_context(temporary.open("w", encoding="utf-8"))
+        return self
+
+    def add(self, frame: TrackedFrame) -> None:
+        """Append one pose."""
+        row = kitti_row(frame.T_world_camera)
+        if self.format == "tum":
+            row = tum_row(frame.timestamp_s, frame.T_world_camera)
+        assert self._stream is not None, "use it in a with block"
+        self._stream.write(row)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            kind = error = trace = None  # what there is so far is worth keeping; the interruption itself goes on
+        self._stack.__exit__(kind, error, trace)
+
+
+class PathSketch:
+    """At most ``limit`` poses of a path, evenly spread: whenever it is full, every second one is dropped."""
+
+    def __init__(self, limit: int = 4096) -> None:
+        self.limit, self._every, self._count = limit, 1, 0
+        self._rows: list[tuple[float, NDArray[np.float64]]] = []
+
+    def add(self, frame: TrackedFrame) -> None:
+        """Take in one pose."""
+        if self._count % self._every == 0:
+            self._rows.append((frame.timestamp_s, frame.T_world_camera))
+        self._count += 1
+        if len(self._rows) >= self.limit:
+            self._rows, self._every = self._rows[::2], self._every * 2
+
+    def trajectory(self) -> Trajectory:
+        """The kept poses."""
+        times, poses = zip(*self._rows, strict=True)
+        return Trajectory(np.array(times), np.stack(poses))

@@ -1,0 +1,217 @@
+"""Training: it learns, resumes exactly, survives interruptions, and stops with a reason."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from convlstm_vo.models.checkpoint import CheckpointError, load_checkpoint
+from convlstm_vo.models.config import ModelConfig, preset
+from convlstm_vo.models.network import OdometryNet
+from convlstm_vo.sequences.kitti import open_kitti
+from convlstm_vo.training import loop
+from convlstm_vo.training.cache import DecodedSequence, decode_sequence
+from convlstm_vo.training.clips import AugmentConfig
+from convlstm_vo.training.config import TrainConfig, TrainError
+from convlstm_vo.training.ema import WeightAverage
+from convlstm_vo.training.log import TrainingLog
+from convlstm_vo.training.loop import Trainer, learning_rate, train
+from convlstm_vo.training.losses import LossConfig, LossError, motion_loss
+from tests.trees import write_tree
+
+SMALL: ModelConfig = preset(
+    "tiny", image_height=48, image_width=160, encoder_channels=(8, 8, 8, 8, 8), hidden_channels=8
+)
+
+
+@pytest.fixture(scope="module")
+def sequences(tmp_path_factory: pytest.TempPathFactory) -> list[DecodedSequence]:
+    tree = write_tree(tmp_path_factory.mktemp("tree"), {"00": 16, "01": 13})
+    return [decode_sequence(sequence, height=48, width=160, channels=1) for sequence in open_kitti(tree)]
+
+
+def config(out: Path, **changes: Any) -> TrainConfig:
+    defaults = TrainConfig(
+        out=out,
+        model=SMALL,
+        batch_size=2,
+        time_steps=3,
+        carry_clips=2,
+        epochs=3,
+        lr=3e-3,
+        warmup_steps=2,
+        precision="fp32",
+        device="cpu",
+        ema=0.9,
+        keep_epochs=0,
+    )
+    return dataclasses.replace(defaults, **changes)
+
+
+def run(options: TrainConfig, sequences: list[DecodedSequence], validate: bool = True) -> Path:
+    return train(options, sequences[:1], sequences[1:] if validate else [], TrainingLog(options.out, quiet=True))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(folder).state_dict()
+
+
+def history(folder: Path, kind: str) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["kind"] == kind]
+
+
+def test_the_loss_falls(tmp_path: Path, sequences: list[DecodedSequence]) -> None:
+    best = run(config(tmp_path, epochs=12, augment=AugmentConfig(mirror=0, reverse=0)), sequences)
+    losses = [row["loss"] for row in history(tmp_path, "train")]
+    assert np.mean(losses[-4:]) < 0.1 * np.mean(losses[:4])
+    assert best.name == "best" and isinstance(load_checkpoint(best), OdometryNet)
+    assert min(row["loss"] for row in history(tmp_path, "validation")) < 0.2
+
+
+def test_an_interrupted_run_resumes_to_the_same_weights(
+    tmp_path: Path, sequences: list[DecodedSequence], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted in the middle of an epoch, between two carried clips; equal bit for bit."""
+    options = config(tmp_path / "whole")
+    run(options, sequences)
+    original = TrainingLog.step
+
+    def interrupt(self: TrainingLog, trainer: Trainer, *args: Any) -> None:
+        original(self, trainer, *args)
+        if (trainer.progress.epoch, trainer.progress.step) == (1, 1):
+            raise KeyboardInterrupt
+
+    cut = dataclasses.replace(options, out=tmp_path / "cut")
+    monkeypatch.setattr(TrainingLog, "step", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(cut, sequences)
+    load_checkpoint(cut.out / "checkpoints" / "last")  # usable as it is
+    monkeypatch.setattr(TrainingLog, "step", original)
+    run(dataclasses.replace(cut, resume=True), sequences)
+    for name in ("last", "best"):
+        expected = weights(options.out / "checkpoints" / name)
+        for key, value in weights(cut.out / "checkpoints" / name).items():
+            torch.testing.assert_close(value, expected[key], rtol=0, atol=0, msg=f"{name}: {key}")
+
+
+def test_resuming_something_else_is_refused(tmp_path: Path, sequences: list[DecodedSequence]) -> None:
+    options = config(tmp_path, epochs=1)
+    run(options, sequences)
+    with pytest.raises(TrainError, match="other sequences, clips or batch size"):
+        run(dataclasses.replace(options, resume=True, batch_size=1), sequences)
+    other = dataclasses.replace(SMALL, hidden_channels=12)
+    with pytest.raises(CheckpointError, match="hidden_channels"):
+        run(dataclasses.replace(options, resume=True, model=other), sequences)
+    (tmp_path / "checkpoints" / "last" / "training_state.pt").write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=r"training_state\.pt: is damaged"):
+        run(dataclasses.replace(options, resume=True), sequences)
+    (tmp_path / "checkpoints" / "last" / "training_state.pt").unlink()
+    with pytest.raises(CheckpointError, match="use it with --init"):
+        run(dataclasses.replace(options, resume=True), sequences)
+
+
+def test_weights_of_another_run_are_the_start(tmp_path: Path, sequences: list[DecodedSequence]) -> None:
+    first = run(config(tmp_path / "a", epochs=8), sequences)
+    run(config(tmp_path / "b", epochs=1, lr=1e-9, init=first), sequences)
+    expected = weights(first)
+    for key, value in weights(tmp_path / "b" / "checkpoints" / "last").items():
+        torch.testing.assert_close(value, expected[key], rtol=1e-4, atol=1e-6)
+
+
+def test_a_loss_that_is_not_a_number_names_the_frames(tmp_path: Path, sequences: list[DecodedSequence]) -> None:
+    poses = sequences[0].T_world_camera.copy()
+    poses[:, 0, 3] = np.nan
+    bad = dataclasses.replace(sequences[0], T_world_camera=poses)
+    with pytest.raises(TrainError, match=r"loss is nan in epoch 0, step 0 \(sequence 00 frames"):
+        run(config(tmp_path), [bad], validate=False)
+
+
+def test_early_stop(tmp_path: Path, sequences: list[DecodedSequence]) -> None:
+    run(config(tmp_path, epochs=30, patience=2, lr=1e-20), sequences)
+    losses = [row["loss"] for row in history(tmp_path, "validation")]
+    assert len(losses) < 30 and min(losses[-2:]) >= min(losses[:-2])
+
+
+def test_accumulated_steps_make_one_update(tmp_path: Path, sequences: list[DecodedSequence]) -> None:
+    run(config(tmp_path, epochs=2, accumulate=2), sequences)
+    rows = history(tmp_path, "train")
+    assert rows[-1]["update"] == pytest.approx(len(rows) / 2, abs=1)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains_too(tmp_path: Path, sequences: list[DecodedSequence], precision: str) -> None:
+    run(config(tmp_path, epochs=8, precision=precision), sequences)
+    losses = [row["loss"] for row in history(tmp_path, "train")]
+    assert np.mean(losses[-3:]) < 0.6 * losses[0]
+
+
+def test_a_device_without_the_precision_says_what_to_use(
+    tmp_path: Path, sequences: list[DecodedSequence], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**options: Any) -> None:
+        raise ValueError("fp16 mixed precision requires a GPU")
+
+    monkeypatch.setattr(loop, "Accelerator", refuse)
+    with pytest.raises(TrainError, match="requires a GPU\\); use bf16 or fp32"):
+        run(config(tmp_path, precision="fp16"), sequences)
+
+
+def test_kept_checkpoints(tmp_path: Path, sequences: list[DecodedSequence]) -> None:
+    run(config(tmp_path, epochs=4, keep_epochs=2), sequences, validate=False)
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"last", "epoch-0002", "epoch-0004"}
+
+
+def test_learning_rates() -> None:
+    options = TrainConfig(lr=1.0, warmup_steps=10, schedule="cosine")
+    rates = [learning_rate(update, 110, options) for update in range(111)]
+    assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(1) and rates[110] == pytest.approx(0)
+    assert rates[60] == pytest.approx(0.5)
+    constant = dataclasses.replace(options, schedule="constant", warmup_steps=0)
+    assert {learning_rate(update, 110, constant) for update in range(110)} == {1.0}
+
+
+def test_averages_follow_the_weights() -> None:
+    net = torch.nn.Linear(1, 1, bias=False)
+    average = WeightAverage(net, 0.5)
+    with torch.no_grad():
+        net.weight.fill_(4.0)
+    before = average.average["weight"].item()
+    average.update(net)
+    assert average.average["weight"].item() == pytest.approx(4 + (before - 4) * 2 / 11)  # the warm-up's decay
+    for _ in range(60):
+        average.update(net)
+    with average.applied_to(net):
+        assert net.weight.item() == pytest.approx(4.0, abs=1e-3)
+
+
+def test_the_loss_weighs_rotation() -> None:
+    target = torch.zeros(2, 3, 6)
+    predicted = torch.tensor([1.0, 2.0, 2.0, 0.1, 0.0, 0.0]).expand(2, 3, 6)
+    assert motion_loss(predicted, target, LossConfig()).item() == pytest.approx(9 + 100 * 0.01)
+    assert motion_loss(predicted, target, LossConfig(rotation_weight=1)).item() == pytest.approx(9.01)
+    with pytest.raises(LossError, match="must be positive"):
+        LossConfig(rotation_weight=0)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"batch_size": 0}, "--batch-size 0: must be at least 1"),
+        ({"lr": -1.0}, "--lr -1.0: must be positive"),
+        ({"lr": math.nan}, "--lr nan: must be positive"),
+        ({"ema": 1.0}, "--ema 1.0"),
+        ({"patience": -1}, "--patience -1"),
+        ({"sequences": ("00",), "validate": ("00",)}, "--validate 00: also in --sequences"),
+    ],
+)
+def test_options_out_of_range(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(TrainError, match=message):
+        TrainConfig(**values)
