@@ -165,7 +165,7 @@ def test_gray_frames_are_repeated_for_a_network_of_colour() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "millions"), [("ascend", 15.07), ("kallaf", 288.59), ("deepvo", 518.15), ("tiny", 0.38)]
+    ("name", "millions"), [("ascend", 15.07), ("kallaf", 288.59), ("deepvo", 518.15), ("tiny", 0.39)]
 )
 def test_presets_have_the_published_size(name: str, millions: float) -> None:
     with torch.device("meta"):
@@ -249,7 +249,11 @@ def test_unknown_preset_names_the_known_ones() -> None:
         ({"encoder": "flownet"}, "unknown encoder 'flownet'; did you mean 'flownets'"),
         ({"cell": "transformer"}, "unknown cell 'transformer'; known: convlstm, convgru, lstm"),
         ({"head": "mlp"}, "unknown head 'mlp'"),
-        ({"cell": "lstm"}, "head=attention needs a feature map, but cell=lstm gives a vector"),
+        ({"cell": "lstm"}, "head_sees_features needs a cell that keeps the feature map.*cell=lstm gives a vector"),
+        (
+            {"cell": "lstm", "head_sees_features": False},
+            "head=attention needs a feature map, but cell=lstm gives a vector",
+        ),
     ],
 )
 def test_impossible_networks_are_refused(changes: dict, message: str) -> None:

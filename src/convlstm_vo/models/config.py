@@ -77,6 +77,8 @@ class ModelConfig:
     # Head: the cell's output to a motion.
     head: str = "attention"
     """A name in `convlstm_vo.models.heads.HEADS`: linear, attention."""
+    head_sees_features: bool = True
+    """Whether the head sees the encoder's features beside the cell's output (convolutional cells)."""
     head_channels: int = 128
     """Hidden size of the head (attention)."""
     head_dropout: float = 0.0
@@ -132,6 +134,7 @@ _ASCEND = ModelConfig(
     peepholes=True,
     layer_norm=True,
     head="linear",
+    head_sees_features=False,
 )
 
 PRESETS: dict[str, ModelConfig] = {

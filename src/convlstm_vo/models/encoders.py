@@ -101,8 +101,11 @@ class CorrelationEncoder(nn.Module):
             (batch, time, features, height / 16, width / 16).
         """
         features = self.features(clip.flatten(0, 1)).unflatten(0, clip.shape[:2])  # (b, t + 1, c, h, w)
-        prev, curr = features[:, :-1].flatten(0, 1), features[:, 1:].flatten(0, 1)  # (b * t, c, h, w)
-        matches = correlate(F.normalize(prev), F.normalize(curr), self.radius)  # (b * t, (2r + 1)^2, h, w)
+        sharp = F.normalize(_sharpened(features.flatten(0, 1))).unflatten(0, clip.shape[:2])
+        prev = features[:, :-1].flatten(0, 1)  # (b * t, c, h, w)
+        matches = correlate(
+            sharp[:, :-1].flatten(0, 1), sharp[:, 1:].flatten(0, 1), self.radius
+        )  # (b * t, (2r + 1)^2, h, w)
         flow, confidence = expected_displacement(matches, self.log_sharpness.exp())  # (b * t, 2 / 1, h, w)
         cell = intrinsics.repeat_interleave(clip.shape[1] - 1, 0) / self.STRIDE  # (b * t, 4), in cells
         flow = flow / cell[:, :2, None, None] * _FLOW_GAIN
@@ -111,7 +114,12 @@ class CorrelationEncoder(nn.Module):
         return self.motion(x).unflatten(0, (clip.shape[0], -1))
 
 
-_FLOW_GAIN = 10.0  # brings flow in focal lengths, a tenth at most, to the size of the other channels
+_FLOW_GAIN = 40.0  # brings flow in focal lengths, a tenth at most, above the many channels of matches
+
+
+def _sharpened(features: Tensor) -> Tensor:
+    """Features without their local mean, by which neighbours are alike and displacements blurred."""
+    return features - F.avg_pool2d(features, 5, 1, 2, count_include_pad=False)
 
 
 def _rays(intrinsics: Tensor, like: Tensor) -> Tensor:

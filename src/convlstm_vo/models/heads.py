@@ -13,6 +13,7 @@ from convlstm_vo.models.config import ModelConfig, ModelError
 
 MOTION_SIZE = 6
 _ATTENTION_GROUPS = 8
+_LEAK = 0.1
 
 
 class LinearHead(nn.Module):
@@ -70,6 +71,9 @@ class AttentionHead(nn.Module):
         self.weights = nn.Conv2d(in_channels, _ATTENTION_GROUPS, 1)
         self.hidden = nn.Linear(hidden, hidden)
         self.linear = nn.Linear(hidden, MOTION_SIZE)
+        for layer in (self.values, self.hidden):
+            nn.init.kaiming_normal_(layer.weight, a=_LEAK)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     @classmethod
     def from_config(cls, config: ModelConfig, in_shape: tuple[int, ...]) -> AttentionHead:
@@ -83,11 +87,11 @@ class AttentionHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Six numbers (batch, 6) from cell outputs (batch, channels, height, width)."""
         weights = torch.softmax(self.weights(x).flatten(2), 2)  # (batch, groups, cells)
-        values = F.leaky_relu(self.values(x), 0.1).flatten(2)  # (batch, hidden, cells)
+        values = F.leaky_relu(self.values(x), _LEAK).flatten(2)  # (batch, hidden, cells)
         values = values.unflatten(1, (_ATTENTION_GROUPS, -1))  # (batch, groups, hidden / groups, cells)
         pooled = (values * weights[:, :, None]).sum(3).flatten(1)  # (batch, hidden)
         pooled = F.dropout(pooled, self.dropout, self.training)
-        return self.linear(F.leaky_relu(self.hidden(pooled), 0.1))
+        return self.linear(F.leaky_relu(self.hidden(pooled), _LEAK))
 
 
 HEADS: dict[str, type[nn.Module]] = {"linear": LinearHead, "attention": AttentionHead}

@@ -38,7 +38,10 @@ class OdometryNet(nn.Module):
             self.encoder = choose(ENCODERS, config.encoder, "encoder").from_config(config)
             features = self.encoder.output_shape(config.image_height, config.image_width)
             self.cell = choose(CELLS, config.cell, "cell").from_config(config, features)
-            self.head = choose(HEADS, config.head, "head").from_config(config, self.cell.output_shape(features))
+            outputs = self.cell.output_shape(features)
+            if config.head_sees_features:
+                outputs = self._with_features(outputs, features)
+            self.head = choose(HEADS, config.head, "head").from_config(config, outputs)
         self.register_buffer("motion_scale", torch.tensor(config.motion_scale), persistent=False)
 
     def forward(self, clip: Tensor, intrinsics: Tensor, state: State | None = None) -> tuple[Tensor, State]:
@@ -62,7 +65,7 @@ class OdometryNet(nn.Module):
         outputs = []
         for x in features.unbind(1):
             output, state = self.cell(x, state)  # (batch, hidden, ...)
-            outputs.append(output)
+            outputs.append(torch.cat([output, x], 1) if self.config.head_sees_features else output)
         motions = self._motion(torch.stack(outputs, 1).flatten(0, 1))  # (batch * time, 6)
         return motions.unflatten(0, (clip.shape[0], -1)), state
 
@@ -85,6 +88,15 @@ class OdometryNet(nn.Module):
         shape = self.encoder.output_shape(self.config.image_height, self.config.image_width)
         parameter = next(self.parameters())
         return self.cell.zero_state(parameter.new_zeros(()).expand(batch, *shape))
+
+    def _with_features(self, output: tuple[int, ...], features: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the cell's output and the encoder's features side by side."""
+        if output[1:] != features[1:]:
+            raise ModelError(
+                f"head_sees_features needs a cell that keeps the feature map, but cell={self.config.cell} gives a "
+                "vector: set head_sees_features=False"
+            )
+        return (output[0] + features[0], *output[1:])
 
     def _normalise(self, clip: Tensor) -> Tensor:
         """Frames as floating point numbers around zero; gray frames are repeated where RGB is wanted."""
