@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import os
 import shlex
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import tyro
 
@@ -21,7 +19,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from convlstm_vo.geometry.camera import Camera
-    from convlstm_vo.training.cache import DecodedSequence
     from convlstm_vo.training.config import TrainConfig
 
 Options = TypeVar("Options")
@@ -90,8 +87,10 @@ def _console() -> Console:
 
 def train(argv: list[str]) -> None:
     """train a network on a KITTI-layout tree (--preset NAME, --config RECIPE.toml, --resume)"""
-    _keep_memory()
+    _restart_with_environment()
     config = parse_train(argv)
+    from convlstm_vo.training.run import run_training
+
     print(f"Best checkpoint: {run_training(config)}")
 
 
@@ -114,143 +113,21 @@ def parse_train(argv: list[str]) -> TrainConfig:
     return _parse(TrainConfig, "train", rest, update(default, recipe, str(first.config)))
 
 
-def run_training(config: TrainConfig) -> Path:
-    """Load the sequences that a configuration names and train on them; the best checkpoint's folder."""
-    from convlstm_vo.config import to_dict
-    from convlstm_vo.evaluation.evaluate import save_json
-    from convlstm_vo.training.log import TrainingLog
-    from convlstm_vo.training.loop import train as run
-
-    training, validation = load_training_data(config)
-    last = config.out / "checkpoints" / "last"
-    if last.exists() and not config.resume:
-        raise ConvlstmVoError(f"{last}: a run is there already; go on with --resume or choose another --out")
-    save_json(config.out / "train.json", to_dict(config))
-    return run(config, training, validation, TrainingLog(config.out))
-
-
-def load_training_data(config: TrainConfig) -> tuple[list[DecodedSequence], list[DecodedSequence]]:
-    """Decoded training and validation sequences."""
-    from convlstm_vo.sequences.kitti import open_kitti, sequence_names
-    from convlstm_vo.training.cache import decode_sequence, default_cache_folder
-
-    if config.data is None:
-        raise ConvlstmVoError("--data DIR is missing: a KITTI odometry tree (`convlstm-vo simulate` makes one)")
-    names = config.sequences or tuple(
-        name
-        for name in sequence_names(config.data)
-        if name not in config.validate and (config.data / "poses" / f"{name}.txt").exists()
-    )
-    names = names[: config.max_sequences or None]
-    sequences = open_kitti(config.data, names, camera=config.camera)
-    validation = open_kitti(config.data, config.validate, camera=config.camera) if config.validate else []
-    model = config.model
-    size = {"height": model.image_height, "width": model.image_width, "channels": model.image_channels}
-    folder = config.cache or default_cache_folder()
-    with _progress("Decoding frames", sum(map(len, [*sequences, *validation]))) as advance:
-        decoded = [decode_sequence(s, **size, folder=folder, advance=advance) for s in [*sequences, *validation]]
-    return decoded[: len(sequences)], decoded[len(sequences) :]
-
-
-def _keep_memory() -> None:
+def _restart_with_environment() -> None:
     """Start this process again with an allocator that keeps its memory (Linux with glibc)."""
     if sys.platform != "linux" or "MALLOC_TRIM_THRESHOLD_" in os.environ or "PYTEST_VERSION" in os.environ:
         return
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **_ENVIRONMENT})
 
 
-@contextlib.contextmanager
-def _progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A progress bar with rate and time left; yields the function that advances it."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    rate = TextColumn("{task.fields[rate]}")
-    bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
-    started = time.perf_counter()
-    with bar:
-        task = bar.add_task(what, total=total, rate="")
-
-        def advance(count: int) -> None:
-            done = bar.tasks[task].completed + count
-            bar.update(task, advance=count, rate=f"{done / (time.perf_counter() - started):.0f} frames/s")
-
-        yield advance
-
-
 # --- evaluate, score --------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluateOptions:
-    """Measure a network, and trivial baselines beside it, on sequences with ground truth."""
-
-    data: Path
-    """KITTI odometry tree."""
-    sequences: tuple[str, ...] = ()
-    """Which of its sequences; none named: all with ground truth."""
-    checkpoint: Path | None = None
-    """Checkpoint folder; without one only the baselines are measured."""
-    camera: Literal[0, 1, 2, 3] = 0
-    """Which image folder."""
-    lengths: tuple[float, ...] = ()
-    """Segment lengths in metres; by default KITTI's 100 to 800, or shorter ones (named) for short sequences."""
-    step: int | None = None
-    """Frames between segment starts; by default KITTI's 10 (1 with short segments)."""
-    align: Literal["none", "scale", "se3", "sim3"] = "none"
-    """Alignment of the estimate before t_rel and r_rel are taken; the official protocol has none."""
-    json: Path | None = None
-    """Where to write all figures."""
-    report: Path | None = None
-    """Where to write the HTML report; by default report.html beside the JSON, or in runs/evaluate."""
-    save: Path | None = None
-    """Folder for the estimated trajectories, NAME.txt in KITTI format."""
 
 
 def evaluate(argv: list[str]) -> None:
     """measure a checkpoint and trivial baselines on sequences with ground truth; table, JSON, HTML report"""
+    from convlstm_vo.evaluation.run import EvaluateOptions, run_evaluation
+
     run_evaluation(_parse(EvaluateOptions, "evaluate", argv), f"convlstm-vo evaluate {shlex.join(argv)}")
-
-
-def run_evaluation(options: EvaluateOptions, command: str) -> Path:
-    """Evaluate as told; the path of the report."""
-    from convlstm_vo.evaluation.evaluate import evaluate_sequences, save_results
-    from convlstm_vo.evaluation.report import results_table, write_report
-    from convlstm_vo.sequences.kitti import open_kitti
-
-    estimator = None if options.checkpoint is None else _estimator(options.checkpoint, options.save)
-    sequences = open_kitti(options.data, options.sequences, camera=options.camera)
-    evaluation = evaluate_sequences(
-        sequences,
-        estimator,
-        lengths_m=options.lengths or None,
-        step_frames=options.step,
-        alignment=options.align,
-    )
-    beside = Path("runs/evaluate") if options.json is None else options.json.parent
-    report = options.report or beside / "report.html"
-    _console().print(results_table(evaluation))
-    if options.json is not None:
-        save_results(options.json, evaluation, command)
-    write_report(report, evaluation, command)
-    print(f"Report: {report.resolve()}")
-    return report
-
-
-def _estimator(checkpoint: Path, save: Path | None) -> Callable[[Any], Any]:
-    """A function from a sequence to its estimated trajectory."""
-    from convlstm_vo.models.checkpoint import load_checkpoint
-    from convlstm_vo.odometer import estimate_trajectory
-
-    net = load_checkpoint(checkpoint)
-
-    def estimate(sequence: Any) -> Any:
-        with _progress(f"Sequence {sequence.name}", len(sequence)) as advance:
-            trajectory = estimate_trajectory(net, sequence, advance)
-        if save is not None:
-            trajectory.write_kitti(save / f"{sequence.name}.txt")
-        return trajectory
-
-    return estimate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -321,6 +198,7 @@ def run(argv: list[str]) -> None:
     """turn a video, a folder of images, a KITTI sequence or a live camera into a trajectory and a picture"""
     from convlstm_vo.evaluation.report import trajectory_picture
     from convlstm_vo.odometer import VisualOdometry
+    from convlstm_vo.progress import progress
     from convlstm_vo.recorder import PathSketch, TrajectoryFile
     from convlstm_vo.sequences import open_stream
     from convlstm_vo.sequences.base import Sequence
@@ -334,7 +212,7 @@ def run(argv: list[str]) -> None:
     try:
         with (
             TrajectoryFile(out / "trajectory.txt", options.format) as file,
-            _progress(stream.name, total) as advance,
+            progress(stream.name, total) as advance,
         ):
             for tracked in odometer.stream(stream):
                 file.add(tracked)
@@ -370,13 +248,22 @@ def _camera_for(options: RunOptions) -> Callable[[int, int], Camera] | None:
 
 def simulate(argv: list[str]) -> None:
     """render drives through built-in streets, with exact poses, in KITTI layout"""
-    from convlstm_vo.world.simulate import SimulateConfig
-    from convlstm_vo.world.simulate import simulate as write
+    from convlstm_vo.world import SimulateConfig
+    from convlstm_vo.world import simulate as write
 
     write(_parse(SimulateConfig, "simulate", argv))
 
 
+def demo(argv: list[str]) -> None:
+    """simulate drives, train `tiny` on them, evaluate on an unseen one, all in minutes; ends with a report"""
+    _restart_with_environment()
+    from convlstm_vo.demo import DemoOptions, run_demo
+
+    run_demo(_parse(DemoOptions, "demo", argv))
+
+
 VERBS: dict[str, Callable[[list[str]], None]] = {
+    "demo": demo,
     "train": train,
     "evaluate": evaluate,
     "score": score,

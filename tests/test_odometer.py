@@ -1,0 +1,164 @@
+"""The odometer: the same numbers as on clips, one state for the whole stream, errors before nonsense."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from convlstm_vo.geometry import se3
+from convlstm_vo.geometry.camera import Camera
+from convlstm_vo.geometry.trajectory import read_kitti, read_tum
+from convlstm_vo.models.checkpoint import save_checkpoint
+from convlstm_vo.models.config import preset
+from convlstm_vo.models.network import OdometryNet
+from convlstm_vo.odometer import OdometryError, TrackedFrame, VisualOdometry, estimate_trajectory
+from convlstm_vo.recorder import PathSketch, TrajectoryFile
+from convlstm_vo.sequences.base import Frame
+from convlstm_vo.sequences.kitti import KittiSequence
+from convlstm_vo.training.cache import decode_sequence
+from convlstm_vo.training.clips import collate, sequential_clips
+from tests.trees import write_tree
+
+NET = OdometryNet(preset("tiny", image_height=48, image_width=160), seed=1).eval()
+
+
+@pytest.fixture(scope="module")
+def sequence(tmp_path_factory: pytest.TempPathFactory) -> KittiSequence:
+    return KittiSequence(write_tree(tmp_path_factory.mktemp("tree"), {"00": 9}), "00")
+
+
+def tracked(index: int, T_world_camera: np.ndarray) -> TrackedFrame:
+    return TrackedFrame(index, index / 10, np.eye(4), T_world_camera, 0.0)
+
+
+def test_streaming_gives_the_motions_of_the_clips_that_training_sees(sequence: KittiSequence) -> None:
+    decoded = decode_sequence(sequence, height=48, width=160, channels=1)
+    state, motions = None, []
+    with torch.inference_mode():
+        for clip in sequential_clips(len(sequence), 3):
+            batch = collate([decoded], (clip,))
+            output, state = NET(batch.images, batch.intrinsics, state)
+            motions.append(output[0].double().numpy())
+    streamed = [
+        se3.motion_from_matrix(t.T_prev_curr) for t in VisualOdometry(NET, sequence.camera).stream(sequence)
+    ]
+    np.testing.assert_allclose(np.array(streamed[1:]), np.concatenate(motions), atol=1e-5)
+    np.testing.assert_array_equal(streamed[0], np.zeros(6))
+
+
+def test_poses_chain_the_motions(sequence: KittiSequence) -> None:
+    results = list(VisualOdometry(NET, sequence.camera).stream(sequence))
+    for before, after in itertools.pairwise(results):
+        np.testing.assert_allclose(after.T_world_camera, before.T_world_camera @ after.T_prev_curr, atol=1e-12)
+
+
+def test_the_state_is_carried_until_it_is_reset(sequence: KittiSequence) -> None:
+    odometer = VisualOdometry(NET, sequence.camera)
+    first = [t.T_world_camera for t in odometer.stream(sequence)]
+    odometer.reset()
+    again = [t.T_world_camera for t in odometer.stream(sequence)]
+    np.testing.assert_array_equal(first, again)
+    forgetful = []
+    for i in range(1, len(sequence)):
+        odometer.reset()
+        odometer.track(sequence[i - 1])
+        forgetful.append(odometer.track(sequence[i]).T_prev_curr)
+    carried = [t.T_prev_curr for t in VisualOdometry(NET, sequence.camera).stream(sequence)][1:]
+    np.testing.assert_allclose(forgetful[0], carried[0], atol=1e-7)
+    assert not np.allclose(forgetful[-1], carried[-1], atol=1e-5)
+
+
+def test_a_checkpoint_gives_the_same_trajectory(sequence: KittiSequence, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "net", NET)
+    odometer = VisualOdometry.from_checkpoint(tmp_path / "net", sequence.camera)
+    poses = [t.T_world_camera for t in odometer.stream(sequence)]
+    np.testing.assert_array_equal(poses, estimate_trajectory(NET, sequence).T_world_camera)
+
+
+def test_memory_does_not_grow(sequence: KittiSequence) -> None:
+    """All that an odometer holds on to is of the size that it had after the second frame."""
+    odometer = VisualOdometry(NET, sequence.camera)
+
+    def held() -> int:
+        assert odometer._previous is not None
+        tensors = [odometer._previous, *(odometer._state or ())]
+        return sum(tensor.numel() for tensor in tensors)
+
+    odometer.track(sequence[0])
+    odometer.track(sequence[1])
+    after_two = held()
+    for _ in range(5):
+        for frame in sequence:
+            odometer.track(frame)
+    assert held() == after_two
+    assert set(vars(odometer)) == set(vars(VisualOdometry(NET, sequence.camera)))
+
+
+def test_colour_frames_for_a_gray_network(sequence: KittiSequence) -> None:
+    odometer = VisualOdometry(NET, sequence.camera)
+    gray, colour = sequence[0], sequence[1]
+    odometer.track(gray)
+    expected = VisualOdometry(NET, sequence.camera)
+    expected.track(gray)
+    rgb = dataclasses.replace(colour, image=np.repeat(colour.image[..., None], 3, -1))
+    np.testing.assert_allclose(odometer.track(rgb).T_prev_curr, expected.track(colour).T_prev_curr, atol=1e-6)
+
+
+def test_frames_of_another_size(sequence: KittiSequence) -> None:
+    camera = Camera(100, 100, 50, 50, height=100, width=100)
+    with pytest.raises(OdometryError, match=r"000000\.png: the image is 48x160, but the camera's is 100x100"):
+        VisualOdometry(NET, camera).track(sequence[0])
+
+
+def test_a_network_that_gives_nan_is_reported(sequence: KittiSequence) -> None:
+    broken = OdometryNet(NET.config, seed=0)
+    with torch.no_grad():
+        for parameter in broken.head.parameters():
+            parameter.fill_(torch.nan)
+    odometer = VisualOdometry(broken, sequence.camera)
+    odometer.track(sequence[0])
+    with pytest.raises(OdometryError, match=r"000001\.png: the network gave the motion \[nan"):
+        odometer.track(sequence[1])
+
+
+def test_trajectory_files_appear_when_they_are_whole(tmp_path: Path) -> None:
+    poses = se3.matrix_from_motion(np.random.default_rng(0).normal(size=(4, 6)))
+    for name, read in (("kitti", read_kitti), ("tum", read_tum)):
+        path = tmp_path / f"{name}.txt"
+        with TrajectoryFile(path, name) as file:  # type: ignore[arg-type]
+            for i, pose in enumerate(poses):
+                file.add(tracked(i, pose))
+            assert not path.exists()
+        np.testing.assert_allclose(read(path).T_world_camera, poses, atol=1e-14)
+
+
+def test_an_error_leaves_no_file_but_an_interruption_keeps_the_rows(tmp_path: Path) -> None:
+    for error, rows in ((ValueError, 0), (KeyboardInterrupt, 1)):
+        path = tmp_path / f"{error.__name__}.txt"
+        with pytest.raises(error), TrajectoryFile(path, "kitti") as file:
+            file.add(tracked(0, np.eye(4)))
+            raise error
+        assert len(read_kitti(path)) == rows if rows else not path.exists()
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_sketches_stay_small_and_cover_the_whole_path() -> None:
+    sketch = PathSketch(limit=16)
+    for i in range(1000):
+        pose = np.eye(4)
+        pose[2, 3] = i
+        sketch.add(tracked(i, pose))
+    z = sketch.trajectory().positions_xyz[:, 2]
+    assert len(z) < 16 and z[0] == 0 and z[-1] > 850
+    assert len(set(np.diff(z))) == 1
+
+
+def test_a_frame_needs_no_source(sequence: KittiSequence) -> None:
+    image = np.zeros((10, 10), np.uint8)
+    with pytest.raises(OdometryError, match="frame 7: the image is 10x10"):
+        VisualOdometry(NET, sequence.camera).track(Frame(image, 0.0, 7))
