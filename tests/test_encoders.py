@@ -201,3 +201,13 @@ def test_attention_head_takes_any_size_and_linear_head_does_not() -> None:
 
 def test_every_encoder_is_registered() -> None:
     assert set(ENCODERS) == {"flownets", "correlation"}
+
+
+def test_gradient_of_the_correlation() -> None:
+    prev, curr = (torch.randn(1, 2, 9, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(lambda a, b: correlate(a, b, 2), (prev, curr), fast_mode=True)
+
+
+def test_descriptors_do_not_see_a_uniform_image() -> None:
+    encoder = CorrelationEncoder(1, (4, 6, 8, 8, 10))
+    assert encoder.descriptors(torch.ones(1, 6, 9, 9))[:, :, 1:-1, 1:-1].abs().max() < 1e-6

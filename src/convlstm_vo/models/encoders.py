@@ -19,6 +19,16 @@ from convlstm_vo.models.flownets import FlowNetS, activation_layer, kaiming, loa
 __all__ = ["ENCODERS", "CorrelationEncoder", "FlowNetS", "load_flownet_weights"]
 
 
+class _ZeroMeanConv2d(nn.Conv2d):
+    """A convolution whose kernels sum to zero, so that it answers to structure only.
+
+    Features with a local mean are alike among neighbours: every displacement matches, and nothing is learned.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight - self.weight.mean((2, 3), keepdim=True), self.bias)
+
+
 class CorrelationEncoder(nn.Module):
     """A small encoder that matches the two frames explicitly and knows its camera; 1/16 of the size.
 
@@ -62,8 +72,8 @@ class CorrelationEncoder(nn.Module):
         self.features = nn.Sequential(
             conv(frame_channels, half, 5, 2),
             conv(half, quarter, 3, 2),
-            nn.Conv2d(quarter, quarter, 3, padding=1),
         )
+        self.descriptors = _ZeroMeanConv2d(quarter, quarter, 3, padding=1, bias=False)
         self.context = conv(quarter, quarter // 2, 1, 1)
         # Sharpness of the match: the expected displacement starts out close to that of the best match.
         self.log_sharpness = nn.Parameter(torch.tensor(2.5))
@@ -100,26 +110,20 @@ class CorrelationEncoder(nn.Module):
         Returns:
             (batch, time, features, height / 16, width / 16).
         """
-        features = self.features(clip.flatten(0, 1)).unflatten(0, clip.shape[:2])  # (b, t + 1, c, h, w)
-        sharp = F.normalize(_sharpened(features.flatten(0, 1))).unflatten(0, clip.shape[:2])
-        prev = features[:, :-1].flatten(0, 1)  # (b * t, c, h, w)
-        matches = correlate(
-            sharp[:, :-1].flatten(0, 1), sharp[:, 1:].flatten(0, 1), self.radius
-        )  # (b * t, (2r + 1)^2, h, w)
+        features = self.features(clip.flatten(0, 1))  # (b * (t + 1), c, h, w)
+        descriptors = F.normalize(self.descriptors(features)).unflatten(0, clip.shape[:2])  # (b, t + 1, c, h, w)
+        prev, curr = descriptors[:, :-1].flatten(0, 1), descriptors[:, 1:].flatten(0, 1)  # (b * t, c, h, w)
+        matches = correlate(prev, curr, self.radius)  # (b * t, (2r + 1)^2, h, w)
         flow, confidence = expected_displacement(matches, self.log_sharpness.exp())  # (b * t, 2 / 1, h, w)
         cell = intrinsics.repeat_interleave(clip.shape[1] - 1, 0) / self.STRIDE  # (b * t, 4), in cells
         flow = flow / cell[:, :2, None, None] * _FLOW_GAIN
-        parts = (matches, flow, confidence, _rays(cell, flow), self.context(prev))
-        x = torch.cat([part.to(prev.dtype) for part in parts], 1)  # one type: cat would make the largest of all
+        context = self.context(features).unflatten(0, clip.shape[:2])[:, :-1].flatten(0, 1)  # (b * t, c / 2, h, w)
+        parts = (matches, flow, confidence, _rays(cell, flow), context)
+        x = torch.cat([part.to(features.dtype) for part in parts], 1)  # one type: cat would make the largest of all
         return self.motion(x).unflatten(0, (clip.shape[0], -1))
 
 
 _FLOW_GAIN = 40.0  # brings flow in focal lengths, a tenth at most, above the many channels of matches
-
-
-def _sharpened(features: Tensor) -> Tensor:
-    """Features without their local mean, by which neighbours are alike and displacements blurred."""
-    return features - F.avg_pool2d(features, 5, 1, 2, count_include_pad=False)
 
 
 def _rays(intrinsics: Tensor, like: Tensor) -> Tensor:
