@@ -215,6 +215,13 @@ def test_mistakes_in_the_data(
     image.write_bytes(whole)
     (tree / "poses" / "00.txt").write_text("1 0 0 0 0 1 0 0 0 0 1\n")
     assert "00.txt, line 1: 11 values" in fails(train_arguments(tree, tmp_path / "run3"), capsys)
+    poses = tree / "poses" / "00.txt"
+    poses.write_text("1 0 0 0 0 1 0 0 0 0 1 0\n" * 8)
+    assert "00.txt: 8 poses for 9 images" in fails(train_arguments(tree, tmp_path / "run4"), capsys)
+    poses.write_text("1 0 0 0 0 1 0 0 0 0 1 nan\n" * 9)
+    assert "00.txt, line 1: 'nan' is not a finite number" in fails(train_arguments(tree, tmp_path / "run5"), capsys)
+    (tree / "sequences" / "00" / "calib.txt").write_text("P1: 1 0 0 0 0 1 0 0 0 0 1 0\n")
+    assert "calib.txt: no line 'P0: …' (found P1)" in fails(train_arguments(tree, tmp_path / "run6"), capsys)
 
 
 def test_mistakes_with_checkpoints(

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -88,6 +89,8 @@ def _console() -> Console:
 def train(argv: list[str]) -> None:
     """train a network on a KITTI-layout tree (--preset NAME, --config RECIPE.toml, --resume)"""
     _restart_with_environment()
+    # A cluster's notice that time is up is treated as Ctrl-C: save, and stop.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     config = parse_train(argv)
     from convlstm_vo.training.run import run_training
 

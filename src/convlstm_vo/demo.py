@@ -7,8 +7,8 @@ from pathlib import Path
 
 from convlstm_vo.evaluation.run import EvaluateOptions, run_evaluation
 from convlstm_vo.models.config import preset
-from convlstm_vo.training.clips import AugmentConfig
 from convlstm_vo.training.config import TrainConfig
+from convlstm_vo.training.losses import LossConfig
 from convlstm_vo.training.run import run_training
 from convlstm_vo.world import SimulateConfig, simulate
 
@@ -72,7 +72,7 @@ def demo_training(options: DemoOptions, names: tuple[str, ...], validation: str)
         lr=1e-3,
         warmup_steps=50,
         ema=0.99,
-        augment=AugmentConfig(reverse=0.05),
+        loss=LossConfig(rotation_weight=2000.0),  # so that half a degree weighs as much as 40 cm
         keep_epochs=0,
         cache=options.out / "cache",
         resume=True,

@@ -30,7 +30,7 @@ class AugmentConfig:
 
     mirror: float = 0.5
     """Probability of flipping a walk left to right; the motion and the principal point are mirrored with it."""
-    reverse: float = 0.1
+    reverse: float = 0.0
     """Probability of playing a walk backwards; its motions are those of the reversed order."""
     skip: tuple[int, ...] = (1,)
     """Steps between used frames, drawn for each walk; 1 is every frame."""
@@ -52,7 +52,7 @@ class AugmentConfig:
                 raise ClipError(f"augment.{name} {getattr(self, name)}: must lie between 0 and 1 (1 excluded)")
 
 
-NO_AUGMENTATION = AugmentConfig(mirror=0, reverse=0, brightness=0, contrast=0, gamma=0)
+NO_AUGMENTATION = AugmentConfig(mirror=0, brightness=0, contrast=0, gamma=0)
 
 
 @dataclasses.dataclass(frozen=True)

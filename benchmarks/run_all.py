@@ -1,0 +1,27 @@
+"""Every benchmark in turn, as `make bench` runs them; each prints its own figures and writes JSON to runs/bench."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+
+
+def main() -> None:
+    out = Path("runs/bench")
+    out.mkdir(parents=True, exist_ok=True)
+    scripts = sorted(path for path in FOLDER.glob("*.py") if path.name != Path(__file__).name)
+    failed = []
+    for script in scripts:
+        print(f"\n=== {script.name}", flush=True)
+        command = [sys.executable, str(script), "--json", str(out / f"{script.stem}.json")]
+        if subprocess.run(command, check=False).returncode:
+            failed.append(script.name)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()

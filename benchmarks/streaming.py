@@ -1,0 +1,53 @@
+"""Milliseconds a frame of the whole odometer (resize, network, pose), state carried, decoding excluded.
+
+python benchmarks/streaming.py --json streaming.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from convlstm_vo.geometry.camera import Camera
+from convlstm_vo.models.config import preset
+from convlstm_vo.models.network import OdometryNet
+from convlstm_vo.odometer import VisualOdometry
+from convlstm_vo.sequences.base import Frame
+
+CASES = {
+    "tiny 96x320": ("tiny", 96, 320),
+    "ascend 192x640": ("ascend", 192, 640),
+    "ascend 384x1280": ("ascend", 384, 1280),
+}
+CAMERA = Camera(718.856, 718.856, 607.1928, 185.2157, height=376, width=1241)
+
+
+def median_ms(name: str, height: int, width: int, frames: int) -> float:
+    """Median time of one frame of KITTI's size."""
+    rng = np.random.default_rng(0)
+    odometer = VisualOdometry(OdometryNet(preset(name, image_height=height, image_width=width), seed=0), CAMERA)
+    images = rng.integers(0, 255, (4, CAMERA.height, CAMERA.width), dtype=np.uint8)
+    seconds = [odometer.track(Frame(images[i % 4], i / 10, i)).seconds for i in range(frames + 3)]
+    return 1000 * statistics.median(seconds[3:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--frames", type=int, default=30)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    results = {case: median_ms(*arguments, options.frames) for case, arguments in CASES.items()}
+    print(f"{torch.get_num_threads()} threads, fp32")
+    for case, value in results.items():
+        print(f"{case:18} {value:7.1f} ms a frame  {1000 / value:6.1f} frames/s")
+    if options.json:
+        options.json.write_text(json.dumps({"threads": torch.get_num_threads(), "ms_per_frame": results}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
