@@ -14,7 +14,7 @@ from convlstm_vo.world.streets import Street, generator
 
 Array = NDArray[np.float64]
 AXLE_TO_CAMERA_M = 1.5  # the rear axle follows the path; the camera sits in front of it, as on KITTI's car
-CRUISE_M_S = {"town": (6.0, 14.0), "country": (12.0, 27.0), "motorway": (20.0, 36.0)}
+CRUISE_M_S = {"town": (6.0, 14.0), "country": (9.0, 24.0), "motorway": (20.0, 36.0)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _springs(push: Array, dt: float, hertz: float, damping: float) -> Array:
 def _body(rng: np.random.Generator, ride: _Ride, plan: Plan, dt: float) -> tuple[Array, Array, Array]:
     """Pitch (rad, nose up), roll (rad) and heave (m, up) of the body on its springs."""
     span = float(ride.s[-1]) + 20
-    rough = float(rng.uniform(0.3, 1.6)) * {"town": 1.0, "country": 1.0, "motorway": 0.6}[plan.kind]
+    rough = float(rng.uniform(0.5, 2.4)) * {"town": 1.0, "country": 1.0, "motorway": 0.6}[plan.kind]
     fine, coarse = _smooth_noise(rng, span, 0.7), _smooth_noise(rng, span, 4.5)
     tilt = _smooth_noise(rng, span, 1.1)
 

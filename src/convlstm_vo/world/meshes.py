@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -41,6 +42,7 @@ class Mesh:
     Attributes:
         quads: (n, 4, 3) corners, metres. uvs: (n, 3, 2) texture coordinates of the first three, metres.
         normals: (n, 3) unit, outwards. albedos: (n,). materials: (n,) names.
+        details: (n,) -1 for quads drawn only nearby, 1 only far away, 0 always.
     """
 
     quads: list[Array] = dataclasses.field(default_factory=list)
@@ -48,9 +50,10 @@ class Mesh:
     normals: list[Array] = dataclasses.field(default_factory=list)
     albedos: list[Array] = dataclasses.field(default_factory=list)
     materials: list[str] = dataclasses.field(default_factory=list)
+    details: list[int] = dataclasses.field(default_factory=list)
 
     def add(self, quads: Array, material: str, albedo: float | Array, *, uvs: Array | None = None,
-            normals: Array | None = None) -> Mesh:  # fmt: skip
+            normals: Array | None = None, detail: int = 0) -> Mesh:  # fmt: skip
         """Add quads (n, 4, 3) whose first two edges turn so that their cross product points outwards."""
         quads = np.asarray(quads, dtype=np.float64).reshape(-1, 4, 3)
         self.quads.append(quads)
@@ -58,6 +61,7 @@ class Mesh:
         self.normals.append(normals_of(quads) if normals is None else np.broadcast_to(normals, (len(quads), 3)))
         self.albedos.append(np.broadcast_to(np.asarray(albedo, dtype=np.float64), len(quads)))
         self.materials += [material] * len(quads)
+        self.details += [detail] * len(quads)
         return self
 
     def joined(self) -> tuple[Array, Array, Array, Array]:
@@ -140,24 +144,30 @@ CARD_UV = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]])
 
 def crown(rng: np.random.Generator, mesh: Mesh, leaf: str, size_xyz: tuple[float, float, float], low: float,
           count: int, albedo: float) -> Mesh:  # fmt: skip
-    """Leaf cards over an ellipsoid of half axes size_xyz, its lowest point at ``low``; shaded as a round body."""
-    out = unit_vectors(rng, count)
-    reach = (0.35 + 0.65 * np.sqrt(rng.random(count)))[:, None]
+    """Leaf cards over an ellipsoid of half axes size_xyz, its lowest point at ``low``; shaded as a round body.
+
+    From far away a few large cards stand in.
+    """
     size = np.array(size_xyz)
-    middles = out * reach * size * 0.8 - [0.0, low + size[1], 0.0]
-    half = (0.34 + 0.22 * rng.random(count)) * min(size_xyz)
-    facing = unit_vectors(rng, count) + 0.4 * out
-    facing /= np.sqrt((facing * facing).sum(-1, keepdims=True))
-    inner = 0.55 + 0.45 * reach[:, 0] - 0.18 * out[:, 1] + 0.3 * (rng.random(count) - 0.5)
-    return mesh.add(cards(middles, facing, half, unit_vectors(rng, count)), leaf, albedo * inner,
-                    uvs=CARD_UV, normals=out)  # fmt: skip
+    few = max(5, round(5 * size_xyz[1] / size_xyz[0]))
+    for number, growth, detail in ((count, 1.0, -1), (few, 1.7, 1)):
+        out = unit_vectors(rng, number)
+        reach = (0.35 + 0.65 * np.sqrt(rng.random(number)))[:, None]
+        middles = out * reach * size * (0.8 if detail < 0 else 0.55) - [0.0, low + size[1], 0.0]
+        half = (0.34 + 0.22 * rng.random(number)) * min(size_xyz) * growth
+        facing = unit_vectors(rng, number) + 0.4 * out
+        facing /= np.sqrt((facing * facing).sum(-1, keepdims=True))
+        inner = 0.55 + 0.45 * reach[:, 0] - 0.18 * out[:, 1] + 0.3 * (rng.random(number) - 0.5)
+        quads = cards(middles, facing, half, unit_vectors(rng, number))
+        mesh.add(quads, leaf, albedo * inner, uvs=CARD_UV, normals=out, detail=detail)
+    return mesh
 
 
 def pole(mesh: Mesh, radius: float, height: float, material: str, albedo: float, *, x: float = 0, z: float = 0,
          low: float = 0, sides: int = 5) -> Mesh:  # fmt: skip
     """A round post."""
     corners = [sincos(2 * math.pi * i / sides) for i in range(sides + 1)]
-    for (s0, c0), (s1, c1) in zip(corners, corners[1:], strict=False):
+    for (s0, c0), (s1, c1) in itertools.pairwise(corners):
         mesh.add(np.array([wall(x + radius * c0, z + radius * s0, x + radius * c1, z + radius * s1, low, low + height)]),
                  material, albedo)  # fmt: skip
     return mesh
@@ -170,7 +180,7 @@ def tree(rng: np.random.Generator, height: float, leaf: str, *, slim: bool = Fal
     radius = height * (0.14 if slim else rng.uniform(0.22, 0.34))
     pole(mesh, 0.06 + 0.014 * height, height * 0.7, "bark", 0.16, sides=4 if height < 5 else 6)
     half = (height - bare) / 2
-    return crown(rng, mesh, leaf, (radius, half, radius), bare, int(14 + 4 * height), rng.uniform(0.16, 0.34))
+    return crown(rng, mesh, leaf, (radius, half, radius), bare, int(11 + 2.4 * height), rng.uniform(0.16, 0.34))
 
 
 def bush(rng: np.random.Generator, size: float, leaf: str) -> Mesh:

@@ -128,18 +128,18 @@ def _town_parts(rng: np.random.Generator, length_m: float) -> list[tuple[Array, 
     parts: list[tuple[Array, bool]] = []
     heading, total = 0.0, 0.0
     while total < length_m:
-        straight = np.zeros(round(rng.uniform(35, 130) / STEP_M))
+        straight = np.zeros(round(rng.uniform(25, 110) / STEP_M))
         kind, side = rng.random(), -1.0 if rng.random() < 0.5 else 1.0
         if abs(heading + side * 1.6) > 1.9:
             side = -side
-        if kind < 0.55:
+        if kind < 0.5:
             turn = _bend(side * rng.uniform(1.35, 1.75), rng.uniform(5.5, 11.0), rng.uniform(2.5, 5.0))
-        elif kind < 0.85:
-            turn = _bend(side * rng.uniform(0.1, 0.7), rng.uniform(40, 150), rng.uniform(8, 20))
+        elif kind < 0.92:
+            turn = _bend(side * rng.uniform(0.15, 0.9), rng.uniform(25, 130), rng.uniform(8, 20))
         else:
             turn = np.zeros(round(20 / STEP_M))
         heading += float(np.cumsum(turn)[-1]) * STEP_M
-        parts += [(straight, False), (turn, kind < 0.55)]
+        parts += [(straight, False), (turn, kind < 0.5)]
         total += (len(straight) + len(turn)) * STEP_M
     return parts
 

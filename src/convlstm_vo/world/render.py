@@ -13,6 +13,7 @@ from convlstm_vo.world.streets import Street
 
 Array = NDArray[np.float64]
 VIEW_M = 420.0
+FAR_SHARE = 0.11  # of the focal length: from there on, in metres, a leaf card of half a metre is 4 pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +48,15 @@ class Renderer:
     """
 
     def __init__(self, street: Street, drive: Drive, camera: Camera, *, sharpness: float = 0.4) -> None:
-        from convlstm_vo.world.raster import COLUMNS, SAMPLES
+        from convlstm_vo.world.raster import COLUMNS, SAMPLES, TILE_H, TILE_W
 
         self.street, self.drive, self.camera, self.sharpness = street, drive, camera, sharpness
         shape = (SAMPLES, camera.height, camera.width)
         self._inverse_depth, self._seen = np.zeros(shape, np.float32), np.full(shape, -1, np.int32)
         self._table = np.zeros((60_000, COLUMNS))
         self._light = np.zeros(shape[1:], np.float32)
+        tiles = np.empty((-(-camera.height // TILE_H), -(-camera.width // TILE_W)), np.float32)
+        self._scratch = tiles, np.empty((4, 3)), np.empty((5, 3)), np.empty(SAMPLES), np.empty(SAMPLES)
         self._camera = np.array([*camera.intrinsics, camera.height, camera.width])
         movers = len(street.mover_kinds)
         scene = street.scene
@@ -94,22 +97,23 @@ class Renderer:
         transforms = np.concatenate([T_camera_street[None], T_camera_street @ self.drive.T_street_mover[index]])[
             :, :3
         ]
-        order = self._in_view(index, np.ascontiguousarray(transforms))
-        rasterise(order, scene.start, scene.end, self._frames, scene.quads, scene.uvs, scene.tones, scene.materials,
+        order, ranges, spheres = self._in_view(transforms)
+        rasterise(order, ranges, spheres, self._frames, scene.quads, scene.uvs, scene.tones, scene.materials,
                   np.ascontiguousarray(transforms), scene.masks, scene.bank.atlas, scene.bank.textures, self._camera,
-                  self._inverse_depth, self._seen, self._table)  # fmt: skip
+                  self._inverse_depth, self._seen, self._table, *self._scratch)  # fmt: skip
 
-    def _in_view(self, index: int, transforms: Array) -> NDArray[np.int64]:
-        """Objects whose sphere touches the view, nearest first."""
+    def _in_view(self, transforms: Array) -> tuple[NDArray[np.int64], NDArray[np.int64], Array]:
+        """Objects whose sphere touches the view, nearest first; their ranges of quads (n, 2); spheres (n, 4)."""
         scene = self.street.scene
         M = transforms[self._frames]
         at = (M[:, :, :3] * scene.middles[:, None, :]).sum(-1) + M[:, :, 3]
         inside = (at @ self._cone.T >= -scene.radii[:, None]).all(1)
         distance = np.sqrt((at * at).sum(-1)) - scene.radii
-        inside &= distance < VIEW_M
-        found = np.flatnonzero(inside)
-        order: NDArray[np.int64] = found[np.argsort(distance[found], kind="stable")]
-        return order
+        found = np.flatnonzero(inside & (distance < VIEW_M))
+        order = found[np.argsort(distance[found], kind="stable")]
+        far = distance[order] > FAR_SHARE * self.camera.fx
+        spheres = np.concatenate([at[order], scene.radii[order, None]], 1)
+        return order, np.where(far[:, None], scene.ranges[order, 2:], scene.ranges[order, :2]), spheres
 
     def _motions(self, index: int) -> Array:
         """(movers + 2, 3, 4): from the camera now to the next camera, for standing things, movers and the sky."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,7 +80,7 @@ class Scene:
     Attributes:
         quads: (n, 4, 3) float32 corners, metres, in the street's frame (movers': in their own).
         uvs: (n, 8) float32; tones: (n,) float32; materials: (n,) int32.
-        start, end: (m,) the quads of each object. middles: (m, 3), radii: (m,) a sphere around each.
+        ranges: (m, 4) first and end of each object's quads as seen from nearby, and from far away. middles: (m, 3), radii: (m,) a sphere around each.
         material_table, marks, masks: see `shade` and `raster`. bank: pictures.
         movers_from: objects from here on are bodies of movers, one after the other.
     """
@@ -88,8 +89,7 @@ class Scene:
     uvs: NDArray[np.float32]
     tones: NDArray[np.float32]
     materials: NDArray[np.int32]
-    start: NDArray[np.int64]
-    end: NDArray[np.int64]
+    ranges: NDArray[np.int64]
     middles: Array
     radii: Array
     material_table: Array
@@ -108,23 +108,26 @@ class SceneBuilder:
         self.pictures: dict[str, Picture] = {}
         self._parts: list[tuple[NDArray, NDArray, NDArray]] = []
         self._names: list[str] = []
-        self._ends: list[int] = []
+        self._ranges: list[list[int]] = []
         self._spheres: list[Array] = []
 
     def put(self, mesh: Mesh, psi: float = 0.0, x: float = 0.0, y: float = 0.0, z: float = 0.0) -> None:
         """Add a body whose front looks along heading psi and which stands at (x, y, z)."""
         quads, uvs, normals, albedos = mesh.joined()
-        quads = turned(quads, psi, x, y, z)
-        tones = albedos * self.light.on(turned(normals, psi, 0.0, 0.0, 0.0))
-        self._parts.append((quads.astype(np.float32), gradients(quads, uvs), tones.astype(np.float32)))
-        self._names += mesh.materials
-        self._ends.append(len(self._names))
+        details = np.array(mesh.details)
+        order = np.argsort(details, kind="stable")
+        quads = turned(quads[order], psi, x, y, z)
+        tones = albedos[order] * self.light.on(turned(normals[order], psi, 0.0, 0.0, 0.0))
+        self._parts.append((quads.astype(np.float32), gradients(quads, uvs[order]), tones.astype(np.float32)))
+        first, end = len(self._names), len(self._names) + len(quads)
+        self._ranges.append([first, end - int((details > 0).sum()), first + int((details < 0).sum()), end])
+        self._names += [mesh.materials[i] for i in order]
         low, high = quads.min((0, 1)), quads.max((0, 1))
         radius = np.sqrt(((high - low) ** 2).sum()) / 2
         self._spheres.append(np.array([*((low + high) / 2), radius]))
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self._ranges)
 
     def finished(self, movers_from: int) -> Scene:
         """The whole as arrays."""
@@ -134,26 +137,37 @@ class SceneBuilder:
         table, marks, masks = material_arrays([self.recipes[name] for name in used], pictures)
         quads, uvs, tones = (np.concatenate(part) for part in zip(*self._parts, strict=True))
         spheres = np.array(self._spheres)
-        ends = np.array(self._ends)
+        ranges = np.array(self._ranges)
         materials = np.array([number[name] for name in self._names], dtype=np.int32)
-        starts = np.concatenate([[0], ends[:-1]])
-        return Scene(quads, uvs, tones, materials, starts, ends, spheres[:, :3], spheres[:, 3],
+        return Scene(quads, uvs, tones, materials, ranges, spheres[:, :3], spheres[:, 3],
                      table, marks, masks, pictures, movers_from)  # fmt: skip
 
 
 def material_arrays(recipes: list[Material], pictures: Bank) -> tuple[Array, Array, Array]:
-    """Table of materials (m, 14), of marks (k, 8) and of masks (m, 3) for compiled code."""
+    """Table of materials (m, 27), of marks (k, 8) and of masks (m, 3) for compiled code; see `shade`."""
     rows, masks, marks, count = [], [], [], 0
     for recipe in recipes:
         painted = np.zeros((0, 8)) if recipe.marks is None else recipe.marks
-
-        def index(name: str) -> int:
-            return pictures.names[name] if name else -1
-
-        a, b = recipe.repeats_a, recipe.repeats_b
-        rows.append([index(recipe.a), *a, recipe.strength_a, index(recipe.b), *b, recipe.strength_b,
-                     index(recipe.light), *recipe.light_repeats, recipe.light_v0, count, count + len(painted)])  # fmt: skip
-        masks.append([index(recipe.mask), *a])
+        layers = [
+            *_layer(pictures, recipe.a, recipe.repeats_a, recipe.strength_a),
+            *_layer(pictures, recipe.b, recipe.repeats_b, recipe.strength_b),
+            *_layer(pictures, recipe.light, recipe.light_repeats, 1.0),
+        ]
+        rows.append([*layers, recipe.light_v0, count, count + len(painted)])
+        masks.append([pictures.names[recipe.mask] if recipe.mask else -1, *recipe.repeats_a])
         marks.append(painted)
         count += len(painted)
     return np.array(rows, dtype=np.float64), np.concatenate(marks), np.array(masks, dtype=np.float64)
+
+
+def _layer(pictures: Bank, name: str, repeats: tuple[float, float], strength: float) -> list[float]:
+    if not name:
+        return [-1.0] + [0.0] * 7
+    number = pictures.names[name]
+    _, log_w, log_h = pictures.textures[number]
+    deviations = pictures.deviations[number] * strength
+    # The first level at which the layer changes a tone by less than one grey level in 150.
+    flat = np.flatnonzero(deviations * 150 / 128 < 1.0)
+    last = 2.0 * flat[0] if len(flat) else 99.0
+    density = [math.log2(repeats[0]) + log_w, math.log2(repeats[1]) + log_h]
+    return [number, *repeats, strength, *density, last, pictures.means[number]]

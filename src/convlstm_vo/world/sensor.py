@@ -19,12 +19,14 @@ class Sensor:
     Attributes:
         gamma: of the tone curve. blur_px: deviation of the lens's point spread, pixels of a 1241-wide image.
         noise: deviation of grey levels in the darks; it grows with light. key: grey level that exposure aims at.
+        vignetting: share of light lost at the left and right rims.
     """
 
     gamma: float = 1.35
     blur_px: float = 0.55
     noise: float = 1.0
     key: float = 95.0
+    vignetting: float = 0.0
 
 
 @functools.lru_cache(maxsize=1)
@@ -43,15 +45,20 @@ def exposure_for(light: Light, sensor: Sensor) -> float:
     return (low * high) ** 0.5
 
 
+@functools.lru_cache(maxsize=8)
+def _curve(gamma: float) -> Light:
+    return (255 * np.linspace(0, 1, 4096) ** (1 / gamma)).astype(np.float32)
+
+
 def develop(light: Light, gain: float, sensor: Sensor, seed: int) -> NDArray[np.uint8]:
     """Turn light (height, width) into grey levels; the seed picks the noise."""
+    from convlstm_vo.world.film import expose
+
     if sensor.blur_px > 0:
         light = cv2.GaussianBlur(light, (5, 5), sensor.blur_px)  # type: ignore[assignment]
-    curve = (255 * np.linspace(0, 1, 4096) ** (1 / sensor.gamma)).astype(np.float32)
-    grey = curve[np.minimum(light * np.float32(4095 * gain), 4095).astype(np.int16)]
-    tile, (h, w) = _noise_tile(), light.shape
-    draw = np.random.Generator(np.random.PCG64([seed, 99])).integers(0, 1 << 30, 2)
-    y, x = int(draw[0]) % max(1, 1024 - h), int(draw[1]) % max(1, 2048 - w)
-    if sensor.noise > 0 and h <= 1024 and w <= 2048:
-        grey = grey + tile[y : y + h, x : x + w] * (sensor.noise * (0.6 + grey * np.float32(0.6 / 255)))
-    return np.clip(grey + np.float32(0.5), 0, 255).astype(np.uint8)
+    y, x = np.random.Generator(np.random.PCG64([seed, 99])).integers(0, 1 << 20, 2)
+    h, w = light.shape
+    out = np.empty((h, w), np.uint8)
+    expose(light, gain, _curve(sensor.gamma), sensor.vignetting, w / 2, h / 2, _noise_tile(), int(y), int(x),
+           sensor.noise * 0.6, sensor.noise * 0.6 / 255, out)  # fmt: skip
+    return out

@@ -46,11 +46,11 @@ def _check(kind: str, frames: int, fps: float, mount: Mount) -> None:
 
 
 def kind_of(seed: int, kind: RoadKind) -> StreetKind:
-    """The road that "mixed" stands for with this seed: half of them in town."""
+    """The road that "mixed" stands for with this seed: two thirds of them in town."""
     if kind != "mixed":
         return kind
     number = generator(seed, 3).random()
-    return "town" if number < 0.55 else "country" if number < 0.85 else "motorway"
+    return "town" if number < 0.65 else "country" if number < 0.9 else "motorway"
 
 
 class WorldSequence:

@@ -8,20 +8,39 @@ import numpy as np
 from numba import njit
 
 from convlstm_vo.world.raster import (
-    FAR_IZ, FRAME, IZ_C, IZ_X, IZ_Y, MATERIAL, SAMPLE_X, SAMPLE_Y, SAMPLES, TONE,
-    U_0, U_C, U_X, U_Y, V_0, V_C, V_X, V_Y,
+    FAR_IZ,
+    FRAME,
+    IZ_C,
+    IZ_X,
+    IZ_Y,
+    MATERIAL,
+    SAMPLE_X,
+    SAMPLE_Y,
+    SAMPLES,
+    TONE,
+    U_0,
+    U_C,
+    U_X,
+    U_Y,
+    V_0,
+    V_C,
+    V_X,
+    V_Y,
 )  # fmt: skip
-from convlstm_vo.world.texels import sample
+from convlstm_vo.world.texels import FAST, log2, sample
 
-# Columns of the table of materials: two textures (index or -1, repeats per metre, strength), a light map, marks.
-TEX_A, REP_UA, REP_VA, AMP_A, TEX_B, REP_UB, REP_VB, AMP_B = range(8)
-LIGHT, LIGHT_U, LIGHT_V, LIGHT_V0, MARK_START, MARK_END, MATERIAL_COLUMNS = range(8, 15)
+# Columns of the table of materials: two layers of texture, a map of shadows, road marks. Those of a layer: picture or
+# -1, repeats per metre along u and v, strength, log2 of its texels per metre along u and v, the level (u + v) at which
+# averaging has left nothing of it, and its mean.
+TEXTURE, REPEAT_U, REPEAT_V, STRENGTH, TEXELS_U, TEXELS_V, LAST_LEVEL, MEAN, LAYER_COLUMNS = range(9)
+LAYER_A, LAYER_B, SHADOW = 0, LAYER_COLUMNS, 2 * LAYER_COLUMNS
+SHADOW_V0, MARK_START, MARK_END, MATERIAL_COLUMNS = range(3 * LAYER_COLUMNS, 3 * LAYER_COLUMNS + 4)
 # Columns of the table of road marks: lateral middle and half width, repeat period and painted length along the road,
 # where the first one begins, range along the road, tone.
 MARK_D, MARK_HALF, MARK_PERIOD, MARK_LENGTH, MARK_PHASE, MARK_S0, MARK_S1, MARK_TONE, MARK_COLUMNS = range(9)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False, fastmath=FAST)
 def _painted(s, size, period, length, phase):  # type: ignore[no-untyped-def]
     """Share of [s - size/2, s + size/2] that lies on dashes."""
     a, b = (s - 0.5 * size - phase) / period, (s + 0.5 * size - phase) / period
@@ -30,7 +49,7 @@ def _painted(s, size, period, length, phase):  # type: ignore[no-untyped-def]
     return (fb * duty + min(b - fb, duty) - fa * duty - min(a - fa, duty)) * period / size
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False, fastmath=FAST)
 def _marks(marks, first, last, u, v, size_u, size_v):  # type: ignore[no-untyped-def]
     """Paint on the road at u along, v across: (share of the pixel that is painted, its tone)."""
     for m in range(first, last):
@@ -44,45 +63,54 @@ def _marks(marks, first, last, u, v, size_u, size_v):  # type: ignore[no-untyped
     return 0.0, 0.0
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _surface_light(row, x, y, materials, marks, atlas, textures, haze, bias):  # type: ignore[no-untyped-def]
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False, fastmath=FAST)
+def _layer(materials, m, base, u, v, level_u, level_v, atlas, textures):  # type: ignore[no-untyped-def]
+    """Factor by which a layer of texture changes a tone."""
+    texture = int(materials[m, base + TEXTURE])
+    if texture < 0:
+        return 1.0
+    level_u += materials[m, base + TEXELS_U]
+    level_v += materials[m, base + TEXELS_V]
+    value = materials[m, base + MEAN]
+    # Faded out over the last level: fetching what averages to its mean would be wasted.
+    left = materials[m, base + LAST_LEVEL] - max(level_u, 0.0) - max(level_v, 0.0)
+    if left > 0.0:
+        here = sample(atlas, textures, texture, u * materials[m, base + REPEAT_U], v * materials[m, base + REPEAT_V], level_u, level_v)
+        value += min(left, 1.0) * (here - value)
+    return 1.0 + materials[m, base + STRENGTH] * (value - 128.0) * (1.0 / 128.0)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False, fastmath=FAST)
+def _surface_light(table, k, x, y, materials, marks, atlas, textures, haze, bias):  # type: ignore[no-untyped-def]
     """Light from one surface through image point (x, y)."""
-    iz = max(row[IZ_X] * x + row[IZ_Y] * y + row[IZ_C], FAR_IZ)
+    iz = max(table[k, IZ_X] * x + table[k, IZ_Y] * y + table[k, IZ_C], FAR_IZ)
     z = 1.0 / iz
-    u = (row[U_X] * x + row[U_Y] * y + row[U_C]) * z
-    v = (row[V_X] * x + row[V_Y] * y + row[V_C]) * z
-    size_u = (abs(row[U_X] - u * row[IZ_X]) + abs(row[U_Y] - u * row[IZ_Y])) * z + 1e-9
-    size_v = (abs(row[V_X] - v * row[IZ_X]) + abs(row[V_Y] - v * row[IZ_Y])) * z + 1e-9
-    u, v = u + row[U_0], v + row[V_0]
-    material = materials[int(row[MATERIAL])]
-    level_u, level_v = math.log2(size_u) + bias, math.log2(size_v) + bias
-    light = row[TONE]
-    a, b = int(material[TEX_A]), int(material[TEX_B])
-    if a >= 0:
-        du, dv = material[REP_UA], material[REP_VA]
-        top_u, top_v = math.log2(du) + textures[a, 1], math.log2(dv) + textures[a, 2]
-        value = sample(atlas, textures, a, u * du, v * dv, level_u + top_u, level_v + top_v)
-        light *= 1.0 + material[AMP_A] * (value - 128.0) * (1.0 / 128.0)
-    if b >= 0:
-        du, dv = material[REP_UB], material[REP_VB]
-        top_u, top_v = math.log2(du) + textures[b, 1], math.log2(dv) + textures[b, 2]
-        value = sample(atlas, textures, b, u * du, v * dv, level_u + top_u, level_v + top_v)
-        light *= 1.0 + material[AMP_B] * (value - 128.0) * (1.0 / 128.0)
-    if material[MARK_END] > material[MARK_START]:
-        share, tone = _marks(marks, int(material[MARK_START]), int(material[MARK_END]), u, v, size_u, size_v)
-        light += share * (tone * row[TONE] - light)
-    shadow = int(material[LIGHT])
+    u = (table[k, U_X] * x + table[k, U_Y] * y + table[k, U_C]) * z
+    v = (table[k, V_X] * x + table[k, V_Y] * y + table[k, V_C]) * z
+    size_u = (abs(table[k, U_X] - u * table[k, IZ_X]) + abs(table[k, U_Y] - u * table[k, IZ_Y])) * z + 1e-9
+    size_v = (abs(table[k, V_X] - v * table[k, IZ_X]) + abs(table[k, V_Y] - v * table[k, IZ_Y])) * z + 1e-9
+    u, v = u + table[k, U_0], v + table[k, V_0]
+    m = int(table[k, MATERIAL])
+    level_u, level_v = log2(size_u) + bias, log2(size_v) + bias
+    light = table[k, TONE]
+    light *= _layer(materials, m, LAYER_A, u, v, level_u, level_v, atlas, textures)
+    light *= _layer(materials, m, LAYER_B, u, v, level_u, level_v, atlas, textures)
+    if materials[m, MARK_END] > materials[m, MARK_START]:
+        share, tone = _marks(marks, int(materials[m, MARK_START]), int(materials[m, MARK_END]), u, v, size_u, size_v)
+        light += share * (tone * table[k, TONE] - light)
+    shadow = int(materials[m, SHADOW])
     if shadow >= 0:
-        du, dv = material[LIGHT_U], material[LIGHT_V]
-        top_u, top_v = math.log2(du) + textures[shadow, 1], math.log2(dv) + textures[shadow, 2]
-        v_map = min(max((v - material[LIGHT_V0]) * dv, 0.002), 0.998)
-        light *= sample(atlas, textures, shadow, u * du, v_map, level_u + top_u, level_v + top_v) * (1.0 / 255.0)
+        v_map = min(max((v - materials[m, SHADOW_V0]) * materials[m, SHADOW + REPEAT_V], 0.002), 0.998)
+        level_u += materials[m, SHADOW + TEXELS_U]
+        level_v += materials[m, SHADOW + TEXELS_V]
+        lit = sample(atlas, textures, shadow, u * materials[m, SHADOW + REPEAT_U], v_map, level_u, level_v)
+        light *= lit * (1.0 / 255.0)
     veil = z * haze[0]
     veil = veil / (1.0 + veil)
     return light + veil * (haze[1] - light)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False, fastmath=FAST)
 def _sky_light(x, y, camera, R, sky, atlas, textures):  # type: ignore[no-untyped-def]
     """Light from the sky: brightest at the horizon, darker above, with clouds drawn on a high plane."""
     rx, ry = (x - camera[2]) / camera[0], (y - camera[3]) / camera[1]
@@ -93,13 +121,28 @@ def _sky_light(x, y, camera, R, sky, atlas, textures):  # type: ignore[no-untype
     light = sky[0] + (sky[1] - sky[0]) * min(1.0, up * 2.2)
     if sky[2] > 0.0:
         scale = 0.12 / up
-        level = math.log2(max(scale / up * 512.0 / camera[0], 1.0))
+        level = log2(max(scale / up * 512.0 / camera[0], 1.0))
         cloud = sample(atlas, textures, int(sky[3]), dx * scale, dz * scale, level, level)
         light += sky[2] * max(0.0, cloud - 110.0) * (1.0 / 145.0) * min(1.0, up * 8.0)
     return light
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False, fastmath=FAST)
+def _share(seen, s, y, x, k):  # type: ignore[no-untyped-def]
+    """How many of a pixel's samples see surface k, and their middle; none when an earlier sample than s does."""
+    first, second, third = seen[0, y, x] == k, seen[1, y, x] == k, seen[2, y, x] == k
+    fourth = seen[3, y, x] == k
+    if first and second and third and fourth:
+        return 4, x + 0.0, y + 0.0
+    if (s > 0 and first) or (s > 1 and second) or (s > 2 and third):
+        return 0, 0.0, 0.0
+    count = first + second + third + fourth
+    px = first * SAMPLE_X[0] + second * SAMPLE_X[1] + third * SAMPLE_X[2] + fourth * SAMPLE_X[3]
+    py = first * SAMPLE_Y[0] + second * SAMPLE_Y[1] + third * SAMPLE_Y[2] + fourth * SAMPLE_Y[3]
+    return count, x + px / count, y + py / count
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False, fastmath=FAST)
 def shade(  # type: ignore[no-untyped-def]
     seen,
     table,
@@ -118,28 +161,22 @@ def shade(  # type: ignore[no-untyped-def]
     height, width = light.shape
     for y in range(height):
         for x in range(width):
-            total, done = 0.0, 0
-            for s in range(SAMPLES):
-                if done >> s & 1:
-                    continue
-                k, count = seen[s, y, x], 0
-                px, py = 0.0, 0.0
-                for other in range(s, SAMPLES):
-                    if seen[other, y, x] == k:
-                        count += 1
-                        done |= 1 << other
-                        px += SAMPLE_X[other]
-                        py += SAMPLE_Y[other]
-                px, py = x + px / count, y + py / count
-                if k < 0:
-                    value = _sky_light(px, py, camera, R_world_camera, sky, atlas, textures)
-                else:
-                    value = _surface_light(table[k], px, py, materials, marks, atlas, textures, haze, bias)
-                total += count * value
+            total, done, s = 0.0, 0, 0
+            while done < SAMPLES:
+                k = seen[s, y, x]
+                count, px, py = _share(seen, s, y, x, k)
+                if count > 0:
+                    if k < 0:
+                        value = _sky_light(px, py, camera, R_world_camera, sky, atlas, textures)
+                    else:
+                        value = _surface_light(table, k, px, py, materials, marks, atlas, textures, haze, bias)
+                    total += count * value
+                done += count
+                s += 1
             light[y, x] = total / SAMPLES
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False, fastmath=FAST)
 def _front(seen, y, x):  # type: ignore[no-untyped-def]
     """The surface that covers most of a pixel's samples."""
     best, most = seen[0, y, x], 0
@@ -152,7 +189,7 @@ def _front(seen, y, x):  # type: ignore[no-untyped-def]
     return best
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False, fastmath=FAST)
 def label(seen, table, camera, motions, depth, flow, moving):  # type: ignore[no-untyped-def]
     """Depth (m, inf for sky), flow to the next frame (px) and movers, at pixel centres.
 
@@ -169,16 +206,14 @@ def label(seen, table, camera, motions, depth, flow, moving):  # type: ignore[no
             frame = len(motions) - 1
             iz = 0.0
             if k >= 0:
-                row = table[k]
-                frame = int(row[FRAME])
-                iz = max(row[IZ_X] * x + row[IZ_Y] * y + row[IZ_C], FAR_IZ)
+                frame = int(table[k, FRAME])
+                iz = max(table[k, IZ_X] * x + table[k, IZ_Y] * y + table[k, IZ_C], FAR_IZ)
             depth[y, x] = 1.0 / iz if iz > 0.0 else np.inf
             moving[y, x] = 0 < frame < len(motions) - 1
-            M = motions[frame]
             rx, ry = (x - cx) / fx, (y - cy) / fy
-            px = M[0, 0] * rx + M[0, 1] * ry + M[0, 2] + M[0, 3] * iz
-            py = M[1, 0] * rx + M[1, 1] * ry + M[1, 2] + M[1, 3] * iz
-            pz = M[2, 0] * rx + M[2, 1] * ry + M[2, 2] + M[2, 3] * iz
+            px = motions[frame, 0, 0] * rx + motions[frame, 0, 1] * ry + motions[frame, 0, 2] + motions[frame, 0, 3] * iz
+            py = motions[frame, 1, 0] * rx + motions[frame, 1, 1] * ry + motions[frame, 1, 2] + motions[frame, 1, 3] * iz
+            pz = motions[frame, 2, 0] * rx + motions[frame, 2, 1] * ry + motions[frame, 2, 2] + motions[frame, 2, 3] * iz
             if pz > 1e-6:
                 flow[y, x, 0], flow[y, x, 1] = fx * px / pz + cx - x, fy * py / pz + cy - y
             else:

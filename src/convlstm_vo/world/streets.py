@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from convlstm_vo.world import meshes
 from convlstm_vo.world.exact import sincos
-from convlstm_vo.world.ground import MAP_M, Hills, Shadows, lay_leg, lay_terrain, pave_junction, road_material
+from convlstm_vo.world.ground import Hills, Shadows, lay_leg, lay_terrain, pave_junction, road_material
 from convlstm_vo.world.meshes import Light, Mesh
 from convlstm_vo.world.plan import Leg, Plan, StreetKind, make_plan
 from convlstm_vo.world.scene import Material, Scene, SceneBuilder
@@ -449,7 +449,7 @@ def _horizon(builder: SceneBuilder, plan: Plan, hills: Hills, rng: np.random.Gen
     """Edges of far woods all around."""
     points = np.stack([plan.path.x, plan.path.z], -1)[::80]
     for x, z in points:
-        for _ in range(10):
+        for _ in range(6):
             sine, cosine = sincos(float(rng.uniform(0, 2 * math.pi)))
             away, width, height = rng.uniform(90, 380), rng.uniform(50, 140), rng.uniform(9, 26)
             px, pz = x + away * sine, z + away * cosine

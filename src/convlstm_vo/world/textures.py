@@ -33,6 +33,14 @@ def ripmap(picture: Picture) -> Picture:
     return block
 
 
+def halved(block: Picture, level: int) -> Picture:
+    """The version of a ripmap that is halved so many times along both axes (or as often as it can be)."""
+    h, w = block.shape[0] // 2, block.shape[1] // 2
+    j, i = min(level, h.bit_length() - 1), min(level, w.bit_length() - 1)
+    y, x = 2 * h - (2 * h >> j), 2 * w - (2 * w >> i)
+    return block[y : y + (h >> j), x : x + (w >> i)]
+
+
 def noise(rng: np.random.Generator, h: int, w: int, slope: float, *, aspect: float = 1.0) -> NDArray[np.float32]:
     """Noise (h, w) that repeats without a seam, amplitude falling as frequency^-slope; mean 0, deviation 1."""
     fy, fx = np.fft.fftfreq(h)[:, None] * h, np.fft.rfftfreq(w)[None] * w * aspect
@@ -313,24 +321,30 @@ class Bank:
     Attributes:
         atlas: flat uint8, ripmaps one after the other.
         textures: (t, 3) int64: offset, log2 of width, log2 of height.
-        names: index of each picture.
+        names: index of each picture. means: (t,). deviations: (t, 12) of each version halved along both axes.
     """
 
     atlas: Picture
     textures: NDArray[np.int64]
     names: dict[str, int]
+    means: NDArray[np.float64]
+    deviations: NDArray[np.float64]
 
     def with_pictures(self, pictures: dict[str, Picture]) -> Bank:
         """A bank with more pictures at its end (a street's shadow maps)."""
         blocks, rows, offset = [self.atlas], [self.textures], len(self.atlas)
+        means, deviations = [self.means], [self.deviations]
         names = dict(self.names)
         for name, picture in pictures.items():
             h, w = picture.shape
             names[name] = len(names)
             rows.append(np.array([[offset, w.bit_length() - 1, h.bit_length() - 1]]))
-            blocks.append(ripmap(picture).ravel())
+            block = ripmap(picture)
+            blocks.append(block.ravel())
+            means.append(np.array([picture.mean()]))
+            deviations.append(np.array([[halved(block, level).std() for level in range(12)]]))
             offset += 4 * h * w
-        return Bank(np.concatenate(blocks), np.concatenate(rows), names)
+        return Bank(np.concatenate(blocks), np.concatenate(rows), names, np.concatenate(means), np.concatenate(deviations))
 
 
 def _pairs(rng: np.random.Generator) -> dict[str, tuple[Picture, Picture]]:
@@ -367,4 +381,5 @@ def bank() -> Bank:
     pictures |= {"shop0": shop(rng), "shop1": shop(rng), "clouds": to_picture(50 * noise(rng, 512, 512, 1.5))}
     for name, (tone, mask) in _pairs(rng).items():
         pictures |= {name: tone, f"{name}_mask": mask}
-    return Bank(np.zeros(0, np.uint8), np.zeros((0, 3), np.int64), {}).with_pictures(pictures)
+    nothing = Bank(np.zeros(0, np.uint8), np.zeros((0, 3), np.int64), {}, np.zeros(0), np.zeros((0, 12)))
+    return nothing.with_pictures(pictures)

@@ -1,0 +1,29 @@
+"""Compiled kernel 3: from light to grey levels."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from convlstm_vo.world.texels import FAST
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False, fastmath=FAST)
+def expose(light, gain, curve, corner, centre_x, centre_y, noise, y0, x0, base, slope, out):  # type: ignore[no-untyped-def]
+    """Fill ``out`` (height, width) uint8.
+
+    Args:
+        light: (height, width). gain: exposure. curve: grey level by light in 4095ths of the brightest.
+        corner: share of light lost per squared distance from the centre, in half widths.
+        noise: tile of deviation 1, read from (y0, x0) on; its strength is base + slope * grey level.
+    """
+    height, width = light.shape
+    scale = 4095.0 * gain
+    for y in range(height):
+        dy = (y - centre_y) * 2.0 / width
+        for x in range(width):
+            dx = (x - centre_x) * 2.0 / width
+            value = light[y, x] * scale * (1.0 - corner * (dx * dx + dy * dy))
+            grey = curve[min(max(int(value), 0), 4095)]
+            grey += noise[(y0 + y) & 1023, (x0 + x) & 2047] * (base + slope * grey)
+            out[y, x] = np.uint8(min(max(grey + 0.5, 0.0), 255.0))
