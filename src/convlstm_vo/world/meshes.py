@@ -164,12 +164,13 @@ def crown(rng: np.random.Generator, mesh: Mesh, leaf: str, size_xyz: tuple[float
 
 
 def pole(mesh: Mesh, radius: float, height: float, material: str, albedo: float, *, x: float = 0, z: float = 0,
-         low: float = 0, sides: int = 5) -> Mesh:  # fmt: skip
-    """A round post."""
+         low: float = 0, sides: int = 5, taper: float = 1.0) -> Mesh:  # fmt: skip
+    """A round post, at its top ``taper`` times as thick as at its foot."""
     corners = [sincos(2 * math.pi * i / sides) for i in range(sides + 1)]
     for (s0, c0), (s1, c1) in itertools.pairwise(corners):
-        mesh.add(np.array([wall(x + radius * c0, z + radius * s0, x + radius * c1, z + radius * s1, low, low + height)]),
-                 material, albedo)  # fmt: skip
+        quad = np.array(wall(x + radius * c0, z + radius * s0, x + radius * c1, z + radius * s1, low, low + height))
+        quad[2:, ::2] = np.array([x, z]) + (quad[2:, ::2] - [x, z]) * taper
+        mesh.add(quad[None], material, albedo)
     return mesh
 
 
@@ -178,9 +179,29 @@ def tree(rng: np.random.Generator, height: float, leaf: str, *, slim: bool = Fal
     mesh = Mesh()
     bare = height * rng.uniform(0.18, 0.38)
     radius = height * (0.14 if slim else rng.uniform(0.22, 0.34))
-    pole(mesh, 0.06 + 0.014 * height, height * 0.7, "bark", 0.16, sides=4 if height < 5 else 6)
+    thick = 0.03 + rng.uniform(0.007, 0.014) * height
+    pole(mesh, thick, height * 0.65, "bark", rng.uniform(0.1, 0.26), sides=4 if height < 5 else 6, taper=0.5)
+    _branches(rng, mesh, thick, bare, height)
     half = (height - bare) / 2
     return crown(rng, mesh, leaf, (radius, half, radius), bare, int(11 + 2.4 * height), rng.uniform(0.16, 0.34))
+
+
+def _branches(rng: np.random.Generator, mesh: Mesh, thick: float, bare: float, height: float) -> None:
+    """A few flat boughs from the trunk into the crown."""
+    for _ in range(4):
+        sine, cosine = sincos(float(rng.uniform(0, 2 * math.pi)))
+        low, out, up = bare * rng.uniform(0.8, 1.4), height * rng.uniform(0.1, 0.22), height * rng.uniform(0.1, 0.25)
+        w = thick * 0.4
+        foot, tip = [0.0, -low, 0.0], [out * sine, -low - up, out * cosine]
+        quad = [[foot[0], foot[1] + w, foot[2]], [tip[0], tip[1] + w / 3, tip[2]], [tip[0], tip[1] - w / 3, tip[2]],
+                [foot[0], foot[1] - w, foot[2]]]  # fmt: skip
+        mesh.add(np.array([quad]), "bark", 0.12, detail=-1)
+
+
+def thicket(rng: np.random.Generator, height: float, leaf: str) -> Mesh:
+    """A tall shrub with leaves down to the ground."""
+    return crown(rng, Mesh(), leaf, (height * 0.42, height * 0.5, height * 0.42), -0.2, int(14 + 3.5 * height),
+                 rng.uniform(0.14, 0.34))  # fmt: skip
 
 
 def bush(rng: np.random.Generator, size: float, leaf: str) -> Mesh:

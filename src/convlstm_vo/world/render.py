@@ -47,7 +47,7 @@ class Renderer:
         sharpness: levels of detail that textures are sharpened by (0: as the sampling theorem asks).
     """
 
-    def __init__(self, street: Street, drive: Drive, camera: Camera, *, sharpness: float = 0.4) -> None:
+    def __init__(self, street: Street, drive: Drive, camera: Camera, *, sharpness: float = 0.5) -> None:
         from convlstm_vo.world.raster import COLUMNS, SAMPLES, TILE_H, TILE_W
 
         self.street, self.drive, self.camera, self.sharpness = street, drive, camera, sharpness

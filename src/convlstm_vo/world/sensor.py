@@ -23,7 +23,7 @@ class Sensor:
     """
 
     gamma: float = 1.35
-    blur_px: float = 0.55
+    blur_px: float = 0.4
     noise: float = 1.0
     key: float = 95.0
     vignetting: float = 0.0

@@ -77,7 +77,7 @@ def _layer(materials, m, base, u, v, level_u, level_v, atlas, textures):  # type
     if left > 0.0:
         here = sample(atlas, textures, texture, u * materials[m, base + REPEAT_U], v * materials[m, base + REPEAT_V], level_u, level_v)
         value += min(left, 1.0) * (here - value)
-    return 1.0 + materials[m, base + STRENGTH] * (value - 128.0) * (1.0 / 128.0)
+    return max(1.0 + materials[m, base + STRENGTH] * (value - 128.0) * (1.0 / 128.0), 0.02)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False, fastmath=FAST)

@@ -62,8 +62,8 @@ def make_weather(rng: np.random.Generator) -> Weather:
     up = float(rng.uniform(0.3, 0.85))
     level = math.sqrt(1 - up * up)
     sun_xyz = np.array([level * sine, -up, level * cosine])
-    sun = 0.1 if overcast else float(rng.uniform(0.75, 1.15))
-    sky_light = float(rng.uniform(0.65, 0.8) if overcast else rng.uniform(0.28, 0.45))
+    sun = 0.1 if overcast else float(rng.uniform(0.9, 1.7))
+    sky_light = float(rng.uniform(0.65, 0.8) if overcast else rng.uniform(0.16, 0.36))
     darkest = sky_light / (sky_light + sun * up)
     horizon = float(rng.uniform(0.9, 1.6))
     above = horizon * float(rng.uniform(0.85, 1.0) if overcast else rng.uniform(0.35, 0.8))
@@ -267,7 +267,9 @@ class _Planter:
         s = float(line.s[0])
         while s < line.s[-1]:
             run, choice = float(rng.uniform(25, 110)), rng.random()
-            if choice < 0.34:
+            if choice < 0.3:
+                self._thickets(s, run, side)
+            elif choice < 0.45:
                 for _ in range(int(run * rng.uniform(0.15, 0.5))):
                     self.tree(
                         s + rng.uniform(0, run),
@@ -278,12 +280,12 @@ class _Planter:
                     at, d = s + rng.uniform(0, run), side * (hw + rng.uniform(1.8, 5))
                     if self.free(at, d, 0.5, 0.5, 0.8):
                         self.put(meshes.bush(rng, float(rng.uniform(0.5, 1.8)), f"leaf{rng.integers(3)}"), at, d)
-            elif choice < 0.5:
+            elif choice < 0.6:
                 for at in np.arange(s, s + run, rng.uniform(8, 18)):
                     self.tree(float(at), side * (hw + 2.2), float(rng.uniform(6, 13)))
-            elif choice < 0.62:
+            elif choice < 0.7:
                 self.barrier(s, s + run, side * (hw + 2.5), ("hedge", "lattice", "pickets")[int(rng.integers(3))])
-            elif choice < 0.72:
+            elif choice < 0.78:
                 self.house(
                     s + 10,
                     side * (hw + rng.uniform(6, 20)),
@@ -294,6 +296,44 @@ class _Planter:
             s += run
         for at in np.arange(line.s[0], line.s[-1], 50.0):
             self.post(float(at), side * (hw + 0.6))
+
+    def _thickets(self, s: float, run: float, side: float) -> None:
+        """An edge of dense shrubs, trees behind it."""
+        rng, hw = self.rng, self.leg.half_width_m
+        near, tall = float(rng.uniform(2.2, 7.0)), float(rng.uniform(2.0, 6.5))
+        leaf = f"leaf{rng.integers(3)}"
+        for at in np.arange(s, s + run, 0.42 * tall):
+            d, height = side * (hw + near + rng.uniform(0.3, 0.6) * tall), tall * float(rng.uniform(0.6, 1.3))
+            if self.free(float(at), d, 0.42 * height, 0.42 * height, 0.4):
+                self.put(meshes.thicket(rng, height, leaf), float(at), d)
+                self.shade_crown(float(at), d, height * 0.5, height * 0.4, 4)
+        for _ in range(int(run / 7)):
+            self.tree(s + rng.uniform(0, run), side * (hw + near + rng.uniform(0.7, 3) * tall), float(rng.uniform(8, 18)))
+
+    def avenue(self) -> None:
+        """Tall trees on both sides whose crowns meet over the road: a tunnel of trees."""
+        rng, line, hw = self.rng, self.leg.line, self.leg.half_width_m
+        gap, height = float(rng.uniform(6, 10)), float(rng.uniform(12, 17))
+        begin = float(rng.uniform(line.s[0], line.s[-1] - 60))
+        for s in np.arange(begin, min(begin + rng.uniform(80, 250), line.s[-1]), gap):
+            for side in (-1.0, 1.0):
+                self.tree(float(s + rng.uniform(-1, 1)), side * (hw + 1.4), height * float(rng.uniform(0.85, 1.15)))
+
+    def bollards(self, side: float) -> None:
+        """Short posts, bins and boxes on the pavement."""
+        rng, line, hw = self.rng, self.leg.line, self.leg.half_width_m
+        for s in np.arange(line.s[0] + 5, line.s[-1] - 5, 14.0):
+            at, d = float(s + rng.uniform(0, 12)), side * (hw + float(rng.uniform(0.4, 1.2)))
+            if not self.free(at, d, 0.4, 0.4, 0.25):
+                continue
+            kind, mesh = rng.random(), Mesh()
+            if kind < 0.5:
+                for k in range(int(rng.integers(1, 5))):
+                    meshes.pole(mesh, 0.05, 0.9, "metal", 0.2, z=1.4 * k)
+            else:
+                size = rng.uniform(0.3, 1.1, 3)
+                mesh.add(meshes.box(size[0] * 0.7, size[1] + 0.4, size[2]), "rough", float(rng.uniform(0.05, 0.6)))
+            self.put(mesh, at, d)
 
     def post(self, s: float, d: float) -> None:
         """A white delineator post."""
@@ -377,7 +417,7 @@ def _ground_materials(
     """Materials of the ground: each stretch of 128 m has its own map of shadows."""
     contrast = float(rng.choice([0.06, 0.12, 0.25, 0.5, 0.9])) * float(rng.uniform(0.8, 1.2))
     slabs = ("slabs", "bricks", "blocks", "rough")[int(rng.integers(4))]
-    grass = float(rng.uniform(0.5, 1.0))
+    grass = float(rng.uniform(0.7, 1.2))
     size = 1 / float(rng.uniform(1.4, 2.6))
     for k, leg in enumerate(plan.legs):
         marks = _marks(rng, plan, leg)
@@ -395,12 +435,12 @@ def _ground_materials(
                 soil, a=slabs, repeats_a=(size, size), strength_a=0.35, b="blotch", repeats_b=(0.13, 0.13)
             )
             verge = dataclasses.replace(
-                soil, a="grass", repeats_a=(0.35, 0.35), strength_a=grass, b="blotch", repeats_b=(0.07, 0.07)
+                soil, a="grass", repeats_a=(0.23, 0.23), strength_a=grass, b="blotch", repeats_b=(0.07, 0.07)
             )
             for base, recipe in (("road", lit), ("soil", soil), ("kerb", soil), ("walk", walk), ("verge", verge)):
                 builder.recipes[f"{base}:{k}:{chunk}"] = recipe
     builder.recipes["pad"] = dataclasses.replace(road_material(rng, "", np.zeros((0, 8)), contrast), light="")
-    builder.recipes["field"] = Material("grass", (0.3, 0.3), grass, "blotch", (0.021, 0.021), 0.6)
+    builder.recipes["field"] = Material("grass", (0.19, 0.19), grass, "blotch", (0.021, 0.021), 0.6)
 
 
 def make_street(seed: int, kind: StreetKind = "town", length_m: float = 500.0) -> Street:
@@ -422,7 +462,7 @@ def make_street(seed: int, kind: StreetKind = "town", length_m: float = 500.0) -
         planter.leg, planter.shadows = leg, shadow
         _furnish(planter, kind, walk)
     _ground_materials(rng, builder, shadows, plan)
-    road_albedo = float(rng.uniform(0.12, 0.26))
+    road_albedo = float(rng.uniform(0.12, 0.34))
     for k, leg in enumerate(plan.legs):
         lay_leg(builder, plan, k, _bands(rng, kind, leg, walks[k], road_albedo))
     for k in range(len(plan.junctions)):
@@ -435,10 +475,13 @@ def make_street(seed: int, kind: StreetKind = "town", length_m: float = 500.0) -
 
 
 def _furnish(planter: _Planter, kind: StreetKind, walk: float) -> None:
+    if planter.rng.random() < {"town": 0.15, "country": 0.35, "motorway": 0.0}[kind]:
+        planter.avenue()
     for side in (-1.0, 1.0):
         if kind == "town":
             planter.town_side(side, walk)
             planter.street_furniture(side, walk)
+            planter.bollards(side)
         else:
             planter.country_side(side)
             if kind == "motorway":

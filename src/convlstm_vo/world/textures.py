@@ -110,7 +110,7 @@ def _crack(rng: np.random.Generator, image: NDArray[np.float32]) -> None:
 
 def grass(rng: np.random.Generator) -> Picture:
     """Blades in tufts."""
-    field = 20 * noise(rng, 512, 512, 0.2) + 24 * noise(rng, 512, 512, 0.9) + 12 * noise(rng, 512, 512, 1.8)
+    field = 26 * noise(rng, 512, 512, 0.1) + 44 * noise(rng, 512, 512, 0.8) + 14 * noise(rng, 512, 512, 1.8)
     return to_picture(field)
 
 
@@ -145,7 +145,7 @@ def leaves(rng: np.random.Generator, *, count: int, size: float, round_card: boo
             edge = radius / (n * 0.47)
             if clump[int(y) % n, int(x) % n] < 2.6 * edge**2 - 1.5:
                 continue
-        bright = 40 + 120 * i / count + 30 * clump[int(y) % n, int(x) % n] + rng.uniform(-35, 35)
+        bright = 25 + 120 * i / count + 30 * clump[int(y) % n, int(x) % n] + rng.uniform(-60, 95)
         axes = (int(max(1, size * rng.uniform(0.7, 1.5))), int(max(1, size * rng.uniform(0.3, 0.8))))
         turn = float(rng.uniform(0, 180))
         value = int(np.clip(bright, 15, 250))
@@ -204,7 +204,7 @@ def treeline(rng: np.random.Generator) -> tuple[Picture, Picture]:
 def facade(rng: np.random.Generator, *, shutters: bool, arched: bool, plinth: bool) -> Picture:
     """One bay of one floor, 256 x 256, with a window: sill, frame, panes that mirror the sky, and stains."""
     n = 256
-    image = 128 + 7 * noise(rng, n, n, 1.2) + 7 * noise(rng, n, n, 0.3)
+    image = 128 + 9 * noise(rng, n, n, 1.2) + 12 * noise(rng, n, n, 0.3)
     x0, x1 = 78, 178
     y0, y1 = 70, 205  # v grows upwards
     cv2.rectangle(image, (x0 - 9, y0 - 9), (x1 + 9, y1 + 9), 165, -1)
@@ -368,7 +368,7 @@ def bank() -> Bank:
     pictures: dict[str, Picture] = {"grain": asphalt_grain(rng)}
     for i, (patches, cracks, stains) in enumerate([(3, 2, 90), (26, 20, 160), (9, 45, 260)]):
         pictures[f"road{i}"] = road_surface(rng, patches=patches, cracks=cracks, stains=stains)
-    pictures |= {"grass": grass(rng), "rough": to_picture(34 * noise(rng, 256, 256, 0.6))}
+    pictures |= {"grass": grass(rng), "rough": to_picture(40 * noise(rng, 256, 256, 0.5))}
     pictures |= {"blotch": to_picture(34 * noise(rng, 256, 256, 1.5))}
     pictures |= {
         "slabs": slabs(rng, across=8, along=8, joint=4),
