@@ -197,6 +197,10 @@ def test_the_loss_weighs_rotation() -> None:
     predicted = torch.tensor([1.0, 2.0, 2.0, 0.1, 0.0, 0.0]).expand(2, 3, 6)
     assert motion_loss(predicted, target, LossConfig()).item() == pytest.approx(9 + 100 * 0.01)
     assert motion_loss(predicted, target, LossConfig(rotation_weight=1)).item() == pytest.approx(9.01)
+    assert motion_loss(predicted, target, LossConfig("norm", 10)).item() == pytest.approx(3 + 10 * 0.1, abs=1e-3)
+    at_zero = target.clone().requires_grad_()
+    motion_loss(at_zero, target, LossConfig("norm")).backward()
+    assert at_zero.grad is not None and at_zero.grad.isfinite().all()
     with pytest.raises(LossError, match="must be positive"):
         LossConfig(rotation_weight=0)
 

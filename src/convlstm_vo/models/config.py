@@ -77,7 +77,7 @@ class ModelConfig:
     # Head: the cell's output to a motion.
     head: str = "attention"
     """A name in `convlstm_vo.models.heads.HEADS`: linear, attention."""
-    head_sees_features: bool = True
+    head_sees_features: bool = False
     """Whether the head sees the encoder's features beside the cell's output (convolutional cells)."""
     head_channels: int = 128
     """Hidden size of the head (attention)."""
@@ -134,7 +134,6 @@ _ASCEND = ModelConfig(
     peepholes=True,
     layer_norm=True,
     head="linear",
-    head_sees_features=False,
 )
 
 PRESETS: dict[str, ModelConfig] = {
@@ -163,7 +162,7 @@ PRESETS: dict[str, ModelConfig] = {
         head_dropout=0.5,
     ),
     # Ours: small enough to learn on a CPU in minutes. A car at 10 Hz moves about a metre and turns about 0.02 rad.
-    "tiny": ModelConfig(preset="tiny", motion_scale=(0.1, 0.1, 1.0, 0.01, 0.03, 0.01)),
+    "tiny": ModelConfig(preset="tiny", head_sees_features=True, motion_scale=(0.1, 0.1, 1.0, 0.01, 0.03, 0.01)),
 }
 
 
