@@ -14,7 +14,7 @@ import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -88,7 +88,9 @@ def epipolar_distance(camera: Camera, T_prev_curr: NDArray, p: NDArray, q: NDArr
     K = np.linalg.inv(camera.matrix())
     F = K.T @ cross @ T[:3, :3] @ K
     lines = np.c_[p, np.ones(len(p))] @ F.T
-    return np.abs((np.c_[q, np.ones(len(q))] * lines).sum(1)) / np.maximum(np.hypot(lines[:, 0], lines[:, 1]), 1e-12)
+    return np.abs((np.c_[q, np.ones(len(q))] * lines).sum(1)) / np.maximum(
+        np.hypot(lines[:, 0], lines[:, 1]), 1e-12
+    )
 
 
 def flow_statistics(a: Image, b: Image, camera: Camera, T: NDArray) -> dict[str, float]:
@@ -98,7 +100,9 @@ def flow_statistics(a: Image, b: Image, camera: Camera, T: NDArray) -> dict[str,
     ys, xs = np.mgrid[4 : a.shape[0] : 8, 4 : a.shape[1] : 8]
     p = np.stack([xs.ravel(), ys.ravel()], 1).astype(np.float32)
     f = forward[ys.ravel(), xs.ravel()]
-    back = cv2.remap(backward, *(np.ascontiguousarray((p + f)[:, k]).reshape(-1, 1) for k in (0, 1)), cv2.INTER_LINEAR)
+    back = cv2.remap(
+        backward, *(np.ascontiguousarray((p + f)[:, k]).reshape(-1, 1) for k in (0, 1)), cv2.INTER_LINEAR
+    )
     round_trip = np.linalg.norm(f + back[:, 0], axis=1)
     inside = ((p + f) >= 0).all(1) & ((p + f) < [a.shape[1] - 1, a.shape[0] - 1]).all(1)
     error = epipolar_distance(camera, T, p[inside], (p + f)[inside])
@@ -142,10 +146,10 @@ def real_pairs(folder: Path, names: list[str], count: int) -> Iterator[Pair]:
             yield a, b, sequence.camera, relative(poses[i], poses[i + 1])
 
 
-def rendered_pairs(seed: int, drives: int, count: int) -> Iterator[Pair]:
-    """The same of built-in streets, with the look that training sees."""
+def rendered_pairs(seed: int, drives: int, count: int, look: Literal["random"] | None) -> Iterator[Pair]:
+    """The same of built-in streets."""
     for k in range(drives):
-        world = WorldSequence(seed + k, frames=120)
+        world = WorldSequence(seed + k, frames=120, sensor=look)
         poses = world.trajectory.T_world_camera
         for i in np.linspace(4, 118, count).astype(int):
             yield world[int(i)].image, world[int(i) + 1].image, world.camera, relative(poses[i], poses[i + 1])
@@ -176,6 +180,7 @@ def table(real: dict[str, NDArray], rendered: dict[str, NDArray]) -> dict[str, A
 
 def sheet(columns: list[list[Image]], rows: int, width: int) -> Image:
     """A contact sheet: one column for each list, frames spread over it."""
+
     def cell(frames: list[Image], row: int) -> Image:
         frame = frames[int((row + 0.5) / rows * len(frames))]
         return cv2.resize(frame, (width, round(width * 376 / 1241)), interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
@@ -195,11 +200,14 @@ def main() -> None:
     parser.add_argument("--drives", type=int, default=16)
     parser.add_argument("--pairs", type=int, default=6, help="pairs of frames a rendered drive")
     parser.add_argument("--seed", type=int, default=500)
+    parser.add_argument("--random-look", action="store_true", help="with random degradations")
     options = parser.parse_args()
     cv2.setRNGSeed(0)
-    rendered, frames = measure(rendered_pairs(options.seed, options.drives, options.pairs))
+    rendered, frames = measure(
+        rendered_pairs(options.seed, options.drives, options.pairs, "random" if options.random_look else None)
+    )
     real, real_frames = {}, []
-    if options.kitti.is_dir():
+    if (options.kitti / "sequences").is_dir():
         count = options.drives * options.pairs // len(options.names)
         real, real_frames = measure(real_pairs(options.kitti, options.names, count))
     results = table(real, rendered)

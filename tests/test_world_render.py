@@ -11,8 +11,9 @@ import pytest
 from numpy.typing import NDArray
 
 from convlstm_vo.geometry.camera import Camera
-from convlstm_vo.world import KITTI_CAMERA, WorldSequence
+from convlstm_vo.world import KITTI_CAMERA, WorldError, WorldSequence
 from convlstm_vo.world.drives import Drive
+from convlstm_vo.world.lens import Distortion, Lens
 from convlstm_vo.world.meshes import Light, Mesh
 from convlstm_vo.world.plan import StreetKind
 from convlstm_vo.world.render import Renderer
@@ -48,7 +49,7 @@ def standing(poses: NDArray) -> Drive:
 
 
 def light_from(street: Street, poses: NDArray, camera: Camera) -> list[NDArray]:
-    renderer = Renderer(street, standing(poses), camera)
+    renderer = Renderer(street, standing(poses), Lens.of(camera, Distortion()))
     return [renderer.light(i).copy() for i in range(len(poses))]
 
 
@@ -160,3 +161,33 @@ def test_road_plane_agrees_with_depth() -> None:
             expected = -plane[3] / (rays @ plane[:3])
             if not truth.moving[[90, 85], [155, 150]].any():
                 np.testing.assert_allclose(depth, expected, rtol=0.03)
+
+
+def test_a_distorted_camera_sees_points_where_the_lens_bends_them() -> None:
+    camera = KITTI_CAMERA.resized(height=94, width=310)
+    straight = WorldSequence(3, frames=6, kind="town", camera=camera)
+    bent = WorldSequence(3, frames=6, kind="town", camera=camera, distortion=Distortion(-0.25, 0.08))
+    depth, flow = bent.ground_truth(2).depth, bent.ground_truth(2).flow
+    poses = straight.trajectory.T_world_camera
+    ys, xs = np.mgrid[10:84:7, 10:300:11].astype(float)
+    pixels = np.stack([xs, ys], -1).reshape(-1, 2)
+    truth = depth[pixels[:, 1].astype(int), pixels[:, 0].astype(int)]
+    near = np.isfinite(truth) & ~bent.ground_truth(2).moving[pixels[:, 1].astype(int), pixels[:, 0].astype(int)]
+    K, k = camera.matrix(), np.array([-0.25, 0.08, 0, 0, 0])
+    rays = cv2.undistortPoints(pixels[near][:, None], K, k)[:, 0]  # OpenCV as the oracle
+    points = np.c_[rays, np.ones(len(rays))] * truth[near][:, None]
+    T = np.linalg.inv(poses[3]) @ poses[2]
+    expected, _ = cv2.projectPoints(points @ T[:3, :3].T + T[:3, 3], np.zeros(3), np.zeros(3), K, k)
+    got = flow[pixels[near][:, 1].astype(int), pixels[near][:, 0].astype(int)]
+    np.testing.assert_allclose(got, expected[:, 0] - pixels[near], atol=0.02)
+    # And its picture is the straight one, bent.
+    grid = np.stack(np.meshgrid(np.arange(310.0), np.arange(94.0)), -1)
+    places = camera.project(np.concatenate([Distortion(-0.25, 0.08).straighten(camera.rays(grid)[..., :2]), np.ones((94, 310, 1))], -1))
+    again = cv2.remap(straight._renderer.light(2), *places.astype(np.float32).transpose(2, 0, 1), cv2.INTER_CUBIC, borderValue=-1)
+    inside = (places > 3).all(-1) & (places < [306, 90]).all(-1)
+    assert np.median(np.abs(again - bent._renderer.light(2))[inside]) < 0.01
+
+
+def test_a_lens_that_folds_the_image_is_refused() -> None:
+    with pytest.raises(WorldError, match="folds"):
+        WorldSequence(0, distortion=Distortion(-2.0, 0.0))

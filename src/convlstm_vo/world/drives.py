@@ -14,6 +14,7 @@ from convlstm_vo.world.streets import Street, generator
 
 Array = NDArray[np.float64]
 AXLE_TO_CAMERA_M = 1.5  # the rear axle follows the path; the camera sits in front of it, as on KITTI's car
+CROSSING = (1, 2, 5)  # mover bodies that cross at junctions
 CRUISE_M_S = {"town": (6.0, 14.0), "country": (9.0, 24.0), "motorway": (20.0, 36.0)}
 
 
@@ -25,6 +26,14 @@ class Mount:
     yaw: float = 0.0
     pitch: float = 0.0
     roll: float = 0.0
+
+    @classmethod
+    def random(cls, rng: np.random.Generator) -> Mount:
+        """Anywhere from a low car to a lorry, 1 to 3 m, turned by a degree or so."""
+        u, turns = rng.random(2), bell(rng, 3) * 0.015
+        low = u[0] < 0.7
+        height = 1.2 + 0.8 * float(u[1]) if low else 1.0 + 2.0 * float(u[1])
+        return cls(height, *(float(turn) for turn in turns))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +87,7 @@ def _stops(rng: np.random.Generator, plan: Plan) -> list[tuple[float, float]]:
 def _ride(rng: np.random.Generator, plan: Plan, steps: int, dt: float) -> _Ride:
     low, high = CRUISE_M_S[plan.kind]
     cruise, push, brake = float(rng.uniform(low, high)), float(rng.uniform(0.8, 2.2)), float(rng.uniform(1.2, 3.0))
-    limit = allowed_speed(plan.path, cruise, float(rng.uniform(1.5, 3.5)), brake)
+    limit = allowed_speed(plan.path, cruise, float(rng.uniform(1.5, 4.2)), brake)
     knots = np.arange(0.0, plan.path.s[-1] + 80, 60.0)
     mood = interpolate(plan.path.s, knots, 0.75 + 0.3 * rng.random(len(knots)))
     limit = limit * np.minimum(mood, 1.0)
@@ -200,6 +209,9 @@ def _movers(rng: np.random.Generator, street: Street, times: Array, s: Array, v:
         role = "cycle" if kind == "cyclist" else "lead" if number == 0 else "oncoming"
         if rng.random() > 0.25 + 0.75 * dense:
             role = "away"
+        if number in CROSSING and len(plan.turns):
+            tracks.append(_crossing(rng, plan, times, s))
+            continue
         tracks.append(_track(rng, plan, role, times, s, v))
     return np.stack(tracks, axis=1)
 
@@ -231,6 +243,26 @@ def _track(rng: np.random.Generator, plan: Plan, role: str, times: Array, s: Arr
     return _on_path(plan.path, np.array(places), d, oncoming)
 
 
+def _crossing(rng: np.random.Generator, plan: Plan, times: Array, s: Array) -> Array:
+    """Someone who drives straight over each junction while the car comes near it, mostly from the side."""
+    line, places, d = plan.path, np.full(len(times), -1e3), 0.0
+    poses = _on_path(line, places, 0.0, False)
+    for k, (begin, _) in enumerate(plan.turns):
+        near = np.flatnonzero(s > begin - rng.uniform(14, 40))
+        ours, pace, side = rng.random() < 0.3, float(rng.uniform(6, 12)), -1.0 if rng.random() < 0.5 else 1.0
+        if not len(near):
+            break
+        # Along the road that the car will take, or towards it on its own.
+        line = plan.legs[k].line if ours else plan.legs[k + 1].line
+        centre = plan.legs[k].end_s if ours else plan.legs[k + 1].start_s
+        side = -1.0 if ours else side
+        d = side * plan.lane_m
+        places = centre + side * pace * (times - times[near[0]])
+        close = np.abs(places - centre) < 75.0
+        poses[close] = _on_path(line, places[close], d, side < 0)
+    return poses
+
+
 def _on_path(path: Line, s: Array, d: float, reverse: bool) -> Array:
     """Poses (n, 4, 4) at places s, d metres to the right; far under the ground where the path has none."""
     places, angles = _road_frame(path, s)
@@ -241,6 +273,6 @@ def _on_path(path: Line, s: Array, d: float, reverse: bool) -> Array:
         turn = rotation(math.pi, 0.0, 0.0) if reverse else np.eye(3)
         poses[i, :3, :3] = product(road, turn)
         poses[i, :3, 3] = places[i] + product(road, np.array([[d], [0.0], [0.0]]))[:, 0]
-        if not 0.0 < s[i] < path.s[-1]:
+        if not path.s[0] < s[i] < path.s[-1]:
             poses[i, 1, 3] += 1e4
     return poses

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from convlstm_vo.geometry.camera import Camera
 from convlstm_vo.world.drives import Drive
+from convlstm_vo.world.lens import Lens
 from convlstm_vo.world.streets import Street
 
 Array = NDArray[np.float64]
@@ -43,14 +45,15 @@ class Renderer:
     """Renders frames of one drive; holds buffers, so use one for each thread.
 
     Args:
-        street: what there is. drive: where the camera is, by frame. camera: its intrinsics.
+        street: what there is. drive: where the camera is, by frame. lens: the camera.
         sharpness: levels of detail that textures are sharpened by (0: as the sampling theorem asks).
     """
 
-    def __init__(self, street: Street, drive: Drive, camera: Camera, *, sharpness: float = 0.5) -> None:
+    def __init__(self, street: Street, drive: Drive, lens: Lens, *, sharpness: float = 0.5) -> None:
         from convlstm_vo.world.raster import COLUMNS, SAMPLES, TILE_H, TILE_W
 
-        self.street, self.drive, self.camera, self.sharpness = street, drive, camera, sharpness
+        camera = lens.pinhole
+        self.street, self.drive, self.lens, self.camera, self.sharpness = street, drive, lens, camera, sharpness
         shape = (SAMPLES, camera.height, camera.width)
         self._inverse_depth, self._seen = np.zeros(shape, np.float32), np.full(shape, -1, np.int32)
         self._table = np.zeros((60_000, COLUMNS))
@@ -72,6 +75,9 @@ class Renderer:
         weather, R = street.weather, np.ascontiguousarray(self.drive.T_street_camera[index, :3, :3])
         shade(self._seen, self._table, scene.material_table, scene.marks, scene.bank.atlas, scene.bank.textures,
               weather.haze, -self.sharpness, self._camera, R, weather.sky, self._light)  # fmt: skip
+        if self.lens.bends:
+            places = self.lens.places_xy.astype(np.float32)
+            return cv2.remap(self._light, places[..., 0], places[..., 1], cv2.INTER_CUBIC)  # type: ignore[return-value]
         return self._light
 
     def labels(self, index: int) -> Labels:
@@ -81,12 +87,28 @@ class Renderer:
 
     def labels_of_last(self, index: int) -> Labels:
         """Labels of the frame whose light was asked for last, without looking again."""
+        labels = self._labels(index, min(index + 1, len(self.drive.timestamps_s) - 1))
+        if index + 1 == len(self.drive.timestamps_s):
+            labels.flow[:] = np.nan
+        return labels
+
+    def velocity_of_last(self, index: int) -> NDArray[np.float32]:
+        """(height, width, 2) pixels a frame, of the frame whose light was asked for last; also of the last one."""
+        if index + 1 < len(self.drive.timestamps_s):
+            return self._labels(index, index + 1).flow
+        return -self._labels(index, max(index - 1, 0)).flow
+
+    def _labels(self, index: int, after: int) -> Labels:
         from convlstm_vo.world.shade import label
 
-        shape = (self.camera.height, self.camera.width)
+        places = self.lens.places_xy
+        shape = places.shape[:2]
         depth, flow = np.empty(shape, np.float32), np.empty((*shape, 2), np.float32)
         moving = np.empty(shape, np.bool_)
-        label(self._seen, self._table, self._camera, self._motions(index), depth, flow, moving)
+        label(self._seen, self._table, self._camera, self._motions(index, after), places, depth, flow, moving)
+        if self.lens.bends:
+            ys, xs = np.mgrid[: shape[0], : shape[1]].astype(np.float64)
+            flow = (self.lens.seen_at(places + flow) - np.stack([xs, ys], -1)).astype(np.float32)
         return Labels(depth, flow, moving)
 
     def _see(self, index: int) -> None:
@@ -115,18 +137,15 @@ class Renderer:
         spheres = np.concatenate([at[order], scene.radii[order, None]], 1)
         return order, np.where(far[:, None], scene.ranges[order, 2:], scene.ranges[order, :2]), spheres
 
-    def _motions(self, index: int) -> Array:
-        """(movers + 2, 3, 4): from the camera now to the next camera, for standing things, movers and the sky."""
-        after = min(index + 1, len(self.drive.timestamps_s) - 1)
-        T_next_street = _inverse(self.drive.T_street_camera[after])
+    def _motions(self, index: int, after: int) -> Array:
+        """(movers + 2, 3, 4): from one camera to another, for standing things, movers and the sky."""
+        T_after_street = _inverse(self.drive.T_street_camera[after])
         T_street_camera = self.drive.T_street_camera[index]
-        still = (T_next_street @ T_street_camera)[None]
+        still = (T_after_street @ T_street_camera)[None]
         now, then = self.drive.T_street_mover[index], self.drive.T_street_mover[after]
-        moved = T_next_street @ then @ _inverse(now) @ T_street_camera
+        moved = T_after_street @ then @ _inverse(now) @ T_street_camera
         motions = np.concatenate([still, moved, still])[:, :3].copy()
         motions[-1, :, 3] = 0.0
-        if after == index:
-            motions[:] = np.nan
         return motions
 
 

@@ -10,24 +10,20 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from convlstm_vo.errors import ConvlstmVoError
 from convlstm_vo.geometry.camera import Camera
 from convlstm_vo.geometry.trajectory import Trajectory
 from convlstm_vo.sequences.base import Frame
 from convlstm_vo.world.drives import CRUISE_M_S, Drive, Mount, make_drive
-from convlstm_vo.world.exact import relative_to_first
+from convlstm_vo.world.exact import bell, relative_to_first
+from convlstm_vo.world.lens import Distortion, Lens, WorldError
 from convlstm_vo.world.plan import StreetKind
 from convlstm_vo.world.render import Labels, Renderer
-from convlstm_vo.world.sensor import Sensor, develop, exposure_for
+from convlstm_vo.world.sensor import Sensor, develop, exposure_for, smeared
 from convlstm_vo.world.streets import Street, generator, make_street
 
 RoadKind = Literal["town", "country", "motorway", "mixed"]
 KITTI_CAMERA = Camera(718.856, 718.856, 607.1928, 185.2157, height=376, width=1241)
 _EXPOSURE_EVERY = 10
-
-
-class WorldError(ConvlstmVoError):
-    """A world that cannot be: an impossible camera, an unknown road, no frames."""
 
 
 def _check(kind: str, frames: int, fps: float, mount: Mount) -> None:
@@ -58,8 +54,9 @@ class WorldSequence:
 
     Args:
         seed: makes the street, the drive and the weather. frames: how many. kind: the road.
-        camera: intrinsics (KITTI's by default). fps: frames a second. mount: the camera's place on the car.
-        sensor: its look. name: of the sequence ("world-SEED" by default).
+        camera: intrinsics (KITTI's by default). fps: frames a second. mount: the camera's place on the car
+            (KITTI's by default), or "random". sensor: its look, or "random".
+        distortion: radial, none by default (`camera` then describes the straightened image). name: of the sequence ("world-SEED" by default).
 
     Attributes:
         trajectory: exact poses, in the frame of the first camera. street, drive: everything behind it.
@@ -69,13 +66,16 @@ class WorldSequence:
     """
 
     def __init__(self, seed: int = 0, *, frames: int = 100, kind: RoadKind = "mixed", camera: Camera = KITTI_CAMERA,
-                 fps: float = 10.0, mount: Mount | None = None, sensor: Sensor | None = None,
-                 name: str = "") -> None:  # fmt: skip
-        self.mount = mount or Mount()
+                 fps: float = 10.0, mount: Mount | Literal["random"] | None = None,
+                 sensor: Sensor | Literal["random"] | None = None,
+                 distortion: Distortion | None = None, name: str = "") -> None:  # fmt: skip
+        self.mount = Mount.random(generator(seed, 4)) if mount == "random" else mount or Mount()
         _check(kind, frames, fps, self.mount)
         self.seed, self.frames, self.kind, self.fps = seed, frames, kind_of(seed, kind), fps
-        self.camera, self.sensor = camera, sensor or Sensor()
+        self.camera = camera
+        self.sensor = Sensor.random(generator(seed, 5)) if sensor == "random" else sensor or Sensor()
         self.name = name or f"world-{seed}"
+        self._lens = Lens.of(camera, distortion or Distortion())
         self._gains: dict[int, float] = {}
 
     @functools.cached_property
@@ -95,7 +95,7 @@ class WorldSequence:
 
     @functools.cached_property
     def _renderer(self) -> Renderer:
-        return Renderer(self.street, self.drive, self.camera)
+        return Renderer(self.street, self.drive, self._lens)
 
     def __len__(self) -> int:
         return self.frames
@@ -122,8 +122,10 @@ class WorldSequence:
         return self.drive.road_plane
 
     def _image(self, index: int) -> NDArray[np.uint8]:
-        gain = self._gain(index)
-        return develop(self._renderer.light(index), gain, self.sensor, self.seed * 100_003 + index)
+        gain, light = self._gain(index), self._renderer.light(index)
+        if self.sensor.shutter > 0:
+            light = smeared(light, self._renderer.velocity_of_last(index), self.sensor)
+        return develop(light, gain, self.sensor, self.seed * 100_003 + index)
 
     def _gain(self, index: int) -> float:
         """Exposure: measured on small pictures once a second, and glided between."""
@@ -137,8 +139,9 @@ class WorldSequence:
             small = self.camera.resized(
                 height=max(8, self.camera.height // 8), width=max(16, self.camera.width // 8)
             )
-            light = Renderer(self.street, self.drive, small).light(index)
-            self._gains[index] = exposure_for(light, self.sensor)
+            light = Renderer(self.street, self.drive, Lens.of(small, Distortion())).light(index)
+            off = bell(generator(self.seed, 1000 + index), 1)[0] * self.sensor.drift_stops
+            self._gains[index] = exposure_for(light, self.sensor) * float(2.0**off)
         return self._gains[index]
 
 

@@ -190,31 +190,33 @@ def _front(seen, y, x):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False, fastmath=FAST)
-def label(seen, table, camera, motions, depth, flow, moving):  # type: ignore[no-untyped-def]
-    """Depth (m, inf for sky), flow to the next frame (px) and movers, at pixel centres.
+def label(seen, table, camera, motions, places, depth, flow, moving):  # type: ignore[no-untyped-def]
+    """Depth (m, inf for sky), flow to the next frame (px) and movers, at given places of the image.
 
     Args:
         motions: (m, 3, 4) that map a point of the camera frame now, fixed to frame m, into the next camera frame;
             the last row is for points at infinity (its translation is not used).
+        places: (height, width, 2) x and y in the image that was drawn.
         flow: (height, width, 2) x and y; NaN where the point passes behind the next camera.
     """
     fx, fy, cx, cy = camera[0], camera[1], camera[2], camera[3]
     height, width = depth.shape
     for y in range(height):
         for x in range(width):
-            k = _front(seen, y, x)
+            px, py = places[y, x, 0], places[y, x, 1]
+            k = _front(seen, int(py + 0.5), int(px + 0.5))
             frame = len(motions) - 1
             iz = 0.0
             if k >= 0:
                 frame = int(table[k, FRAME])
-                iz = max(table[k, IZ_X] * x + table[k, IZ_Y] * y + table[k, IZ_C], FAR_IZ)
+                iz = max(table[k, IZ_X] * px + table[k, IZ_Y] * py + table[k, IZ_C], FAR_IZ)
             depth[y, x] = 1.0 / iz if iz > 0.0 else np.inf
             moving[y, x] = 0 < frame < len(motions) - 1
-            rx, ry = (x - cx) / fx, (y - cy) / fy
-            px = motions[frame, 0, 0] * rx + motions[frame, 0, 1] * ry + motions[frame, 0, 2] + motions[frame, 0, 3] * iz
-            py = motions[frame, 1, 0] * rx + motions[frame, 1, 1] * ry + motions[frame, 1, 2] + motions[frame, 1, 3] * iz
-            pz = motions[frame, 2, 0] * rx + motions[frame, 2, 1] * ry + motions[frame, 2, 2] + motions[frame, 2, 3] * iz
-            if pz > 1e-6:
-                flow[y, x, 0], flow[y, x, 1] = fx * px / pz + cx - x, fy * py / pz + cy - y
+            rx, ry = (px - cx) / fx, (py - cy) / fy
+            qx = motions[frame, 0, 0] * rx + motions[frame, 0, 1] * ry + motions[frame, 0, 2] + motions[frame, 0, 3] * iz
+            qy = motions[frame, 1, 0] * rx + motions[frame, 1, 1] * ry + motions[frame, 1, 2] + motions[frame, 1, 3] * iz
+            qz = motions[frame, 2, 0] * rx + motions[frame, 2, 1] * ry + motions[frame, 2, 2] + motions[frame, 2, 3] * iz
+            if qz > 1e-6:
+                flow[y, x, 0], flow[y, x, 1] = fx * qx / qz + cx - px, fy * qy / qz + cy - py
             else:
                 flow[y, x, 0], flow[y, x, 1] = np.nan, np.nan

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from convlstm_vo.geometry.camera import Camera
 from convlstm_vo.geometry.files import WriteError, write_atomically
 from convlstm_vo.world.drives import Mount
+from convlstm_vo.world.lens import Distortion, WorldError
 from convlstm_vo.world.render import Labels
-from convlstm_vo.world.sequence import KITTI_CAMERA, RoadKind, WorldError, WorldSequence, kind_of
+from convlstm_vo.world.sequence import KITTI_CAMERA, RoadKind, WorldSequence, kind_of
 
 MARKER = "simulation.json"
 
@@ -53,8 +54,18 @@ class SimulateConfig:
     """Horizontal field of view in degrees, instead of KITTI's camera (about 82)."""
     camera_height: float = 1.65
     """Height of the camera above the road, metres."""
+    camera_yaw: float = 0.0
+    """Mounting yaw, degrees, to the right."""
     camera_pitch: float = 0.0
     """Mounting pitch, degrees, nose up."""
+    camera_roll: float = 0.0
+    """Mounting roll, degrees, clockwise."""
+    distortion: tuple[float, float] = (0.0, 0.0)
+    """Radial distortion k1, k2 as in OpenCV; calib.txt then describes the straightened image."""
+    mounting: Literal["fixed", "random"] = "fixed"
+    """"random" draws height (1 to 3 m) and angles for each sequence; they are in its world.json."""
+    look: Literal["clean", "random"] = "clean"
+    """"random" draws exposure, blur, noise, vignetting and JPEG for each sequence; labels stay exact."""
     fps: float = 10.0
     """Frames a second."""
     depth: bool = False
@@ -85,9 +96,11 @@ class SimulateConfig:
 
     def sequence(self, number: int) -> WorldSequence:
         """The sequence of that number, unrendered."""
-        mount = Mount(height_m=self.camera_height, pitch=math.radians(self.camera_pitch))
+        angles = (math.radians(angle) for angle in (self.camera_yaw, self.camera_pitch, self.camera_roll))
+        fixed = Mount(self.camera_height, *angles)
         return WorldSequence(self.seed + number, frames=self.frames, kind=self.road, camera=self.camera,
-                             fps=self.fps, mount=mount, name=self.name(number))  # fmt: skip
+                             fps=self.fps, mount="random" if self.mounting == "random" else fixed,
+                             sensor="random" if self.look == "random" else None, distortion=Distortion(*self.distortion), name=self.name(number))  # fmt: skip
 
 
 def simulate(config: SimulateConfig, *, progress: bool = True) -> Path:
@@ -135,7 +148,7 @@ def _claim(config: SimulateConfig) -> None:
     if config.out.exists() and not config.out.is_dir():
         raise WorldError(f"{config.out}: is a file; name a folder to write")
     if marker.exists():
-        if json.loads(marker.read_text()) != wanted:
+        if json.loads(marker.read_text()) != json.loads(json.dumps(wanted)):
             raise WorldError(f"{config.out}: holds a simulation with other options (see {MARKER} there); "
                              "repeat those to continue it, or name another folder")  # fmt: skip
         return
@@ -227,7 +240,8 @@ def _write_tables(config: SimulateConfig, number: int, folder: Path) -> None:
     planes = "".join(" ".join(f"{value:.9e}" for value in plane) + "\n" for plane in sequence.road_plane)
     write_atomically(folder / "road_plane.txt", planes)
     about = {"seed": sequence.seed, "road": kind_of(sequence.seed, config.road), "camera_height_m": mount.height_m,
-             "mount_yaw_pitch_roll_rad": [mount.yaw, mount.pitch, mount.roll], "fps": config.fps}  # fmt: skip
+             "mount_yaw_pitch_roll_rad": [mount.yaw, mount.pitch, mount.roll], "fps": config.fps, "distortion_k1_k2": list(config.distortion),
+             "sensor": dataclasses.asdict(sequence.sensor)}  # fmt: skip
     write_atomically(folder / "world.json", json.dumps(about, indent=2) + "\n")
     poses = config.out / "poses" / f"{config.name(number)}.txt"
     poses.parent.mkdir(parents=True, exist_ok=True)

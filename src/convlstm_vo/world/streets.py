@@ -59,7 +59,7 @@ def make_weather(rng: np.random.Generator) -> Weather:
     """Sunny, hazy or overcast, with the sun high or low."""
     overcast = rng.random() < 0.25
     sine, cosine = sincos(float(rng.uniform(0, 2 * math.pi)))
-    up = float(rng.uniform(0.3, 0.85))
+    up = float(rng.uniform(0.12, 0.4) if rng.random() < 0.25 else rng.uniform(0.35, 0.85))  # low sun now and then
     level = math.sqrt(1 - up * up)
     sun_xyz = np.array([level * sine, -up, level * cosine])
     sun = 0.1 if overcast else float(rng.uniform(0.9, 1.7))
@@ -415,9 +415,9 @@ def _ground_materials(
     rng: np.random.Generator, builder: SceneBuilder, shadows: list[Shadows | None], plan: Plan
 ) -> None:
     """Materials of the ground: each stretch of 128 m has its own map of shadows."""
-    contrast = float(rng.choice([0.06, 0.12, 0.25, 0.5, 0.9])) * float(rng.uniform(0.8, 1.2))
+    contrast = (0.07, 0.35, 0.8, 1.2, 1.6)[int(rng.integers(5))] * float(rng.uniform(0.8, 1.2))
     slabs = ("slabs", "bricks", "blocks", "rough")[int(rng.integers(4))]
-    grass = float(rng.uniform(0.7, 1.2))
+    grass = float(rng.uniform(0.8, 1.5))
     size = 1 / float(rng.uniform(1.4, 2.6))
     for k, leg in enumerate(plan.legs):
         marks = _marks(rng, plan, leg)
@@ -432,7 +432,7 @@ def _ground_materials(
             lit = dataclasses.replace(road, light=name)
             soil = dataclasses.replace(lit, marks=None, b="rough", repeats_b=(size, size), strength_b=0.5, a="")
             walk = dataclasses.replace(
-                soil, a=slabs, repeats_a=(size, size), strength_a=0.35, b="blotch", repeats_b=(0.13, 0.13)
+                soil, a=slabs, repeats_a=(size, size), strength_a=0.6, b="blotch", repeats_b=(0.13, 0.13)
             )
             verge = dataclasses.replace(
                 soil, a="grass", repeats_a=(0.23, 0.23), strength_a=grass, b="blotch", repeats_b=(0.07, 0.07)
