@@ -7,7 +7,7 @@ from pathlib import Path
 
 from convlstm_vo.evaluation.run import EvaluateOptions, run_evaluation
 from convlstm_vo.models.config import preset
-from convlstm_vo.training.config import TrainConfig
+from convlstm_vo.training.config import TrainConfig, TrainError
 from convlstm_vo.training.losses import LossConfig
 from convlstm_vo.training.run import run_training
 from convlstm_vo.world import SimulateConfig, simulate
@@ -19,14 +19,18 @@ class DemoOptions:
 
     out: Path = Path("demo")
     """Folder for drives, checkpoints and the report."""
-    drives: int = 16
+    drives: int = 13
     """Training drives; one more is validated on, and another one is kept unseen."""
-    frames: int = 160
+    frames: int = 240
     """Frames a drive, at 10 Hz."""
-    epochs: int = 12
+    epochs: int = 14
     """Times that each frame is shown."""
-    seed: int = 0
-    """Of the streets and the network."""
+    seed: int = 8
+    """Of the streets and the network. With the default the unseen drive has a stop and several turns."""
+
+    def __post_init__(self) -> None:
+        if self.drives < 1:
+            raise TrainError(f"--drives {self.drives}: needs at least one training drive")
 
 
 def run_demo(options: DemoOptions) -> Path:
@@ -67,12 +71,12 @@ def demo_training(options: DemoOptions, names: tuple[str, ...], validation: str)
         validate=(validation,),
         model=preset("tiny"),
         batch_size=8,
-        time_steps=5,
+        time_steps=4,
         epochs=options.epochs,
-        lr=1e-3,
+        lr=1.5e-3,
         warmup_steps=50,
         ema=0.99,
-        loss=LossConfig(rotation_weight=2000.0),  # so that half a degree weighs as much as 40 cm
+        loss=LossConfig(error="norm", rotation_weight=40.0),
         keep_epochs=0,
         cache=options.out / "cache",
         resume=True,
