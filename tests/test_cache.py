@@ -96,6 +96,14 @@ def test_a_full_disk_is_found_before_anything_is_written(
     assert not list((tmp_path / "cache").iterdir())
 
 
+def test_a_damaged_cache_says_what_to_do(tree: Path, tmp_path: Path) -> None:
+    decode_sequence(KittiSequence(tree, "00"), **SIZE, folder=tmp_path / "cache")
+    (file,) = (tmp_path / "cache").iterdir()
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(CacheError, match=r"is damaged .*; delete it"):
+        decode_sequence(KittiSequence(tree, "00"), **SIZE, folder=tmp_path / "cache")
+
+
 def test_a_sequence_without_poses_cannot_be_learnt_from(tree: Path) -> None:
     (tree / "poses" / "00.txt").unlink()
     with pytest.raises(CacheError, match="sequence 00: has no ground-truth poses"):

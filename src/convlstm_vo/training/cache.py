@@ -57,6 +57,7 @@ def decode_sequence(
     width: int,
     channels: int,
     folder: Path | None = None,
+    threads: int | None = None,
     advance: Advance = lambda count: None,
 ) -> DecodedSequence:
     """Decode and resize every frame of a sequence with ground truth, or map what an earlier run left in ``folder``.
@@ -65,6 +66,7 @@ def decode_sequence(
 
     Args:
         folder: where the cache lives; None keeps the frames in memory.
+        threads: that decode, by default one a core; a sequence that is rendered while it is read wants one.
         advance: called with the number of frames done.
 
     Raises:
@@ -78,9 +80,14 @@ def decode_sequence(
     paths: list[Path] = getattr(sequence, "images", [])
     if folder is None or not paths:
         images = np.empty(shape, np.uint8)
-        _fill(images, sequence, advance)
+        _fill(images, sequence, threads, advance)
     else:
-        images = _mapped(folder / f"{sequence.name}-{_fingerprint(paths, shape)}.npy", shape, sequence, advance)
+        path = folder / f"{sequence.name}-{_fingerprint(paths, shape)}.npy"
+        if not path.exists():
+            _build(path, shape, sequence, threads, advance)
+        else:
+            advance(shape[0])
+        images = _map(path, shape)
     camera = sequence.camera.resized(height=height, width=width)
     return DecodedSequence(sequence.name, images, camera.intrinsics, sequence.trajectory.T_world_camera)
 
@@ -94,32 +101,29 @@ def _fingerprint(paths: Iterable[Path], shape: tuple[int, ...]) -> str:
     return digest.hexdigest()[:20]
 
 
-def _mapped(path: Path, shape: tuple[int, ...], sequence: Sequence, advance: Advance) -> NDArray[np.uint8]:
-    if not path.exists():
-        # Two runs may build the same cache at once: each writes its own file, and the last rename wins.
-        with replacing(path) as temporary:
-            _reserve(temporary, shape)
-            images = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
-            _fill(images, sequence, advance)
-            images.flush()
-    else:
-        advance(shape[0])
-    images = np.load(path, mmap_mode="r")
+def _build(path: Path, shape: tuple[int, ...], sequence: Sequence, threads: int | None, advance: Advance) -> None:
+    # Two runs may build the same cache at once: each writes its own file, and the last rename wins.
+    with replacing(path) as temporary:
+        images = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
+        # The space is taken first: writing to a map on a full disk would kill the process without a word.
+        if hasattr(os, "posix_fallocate"):
+            with temporary.open("r+b") as stream:
+                os.posix_fallocate(stream.fileno(), 0, temporary.stat().st_size)
+        _fill(images, sequence, threads, advance)
+        images.flush()
+
+
+def _map(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    try:
+        images = np.load(path, mmap_mode="r")
+    except ValueError as error:
+        raise CacheError(f"{path}: is damaged ({error}); delete it, it is built again") from None
     if images.shape != shape or images.dtype != np.uint8:
         raise CacheError(f"{path}: holds {images.dtype} {images.shape}, not uint8 {shape}; delete it")
     return images
 
 
-def _reserve(path: Path, shape: tuple[int, ...]) -> None:
-    """Ask for the disk space first: writing to a map on a full disk would kill the process without a word."""
-    size = int(np.prod(shape))
-    if hasattr(os, "posix_fallocate"):
-        with path.open("wb") as stream:
-            os.posix_fallocate(stream.fileno(), 0, size + 4096)
-            stream.truncate(0)
-
-
-def _fill(images: NDArray[np.uint8], sequence: Sequence, advance: Advance) -> None:
+def _fill(images: NDArray[np.uint8], sequence: Sequence, threads: int | None, advance: Advance) -> None:
     _, height, width, channels = images.shape
 
     def decode(index: int) -> None:
@@ -127,6 +131,6 @@ def _fill(images: NDArray[np.uint8], sequence: Sequence, advance: Advance) -> No
         advance(1)
 
     # OpenCV decodes and resizes without Python's lock, so threads are enough.
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with ThreadPoolExecutor(max_workers=threads or os.cpu_count()) as pool:
         for _ in pool.map(decode, range(len(images))):
             pass
