@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from convlstm_vo.evaluation.report import trajectory_picture
 from convlstm_vo.evaluation.run import EvaluateOptions, run_evaluation
+from convlstm_vo.geometry.trajectory import read_kitti
 from convlstm_vo.models.config import preset
 from convlstm_vo.training.config import TrainConfig, TrainError
 from convlstm_vo.training.losses import LossConfig
@@ -46,7 +48,10 @@ def run_demo(options: DemoOptions) -> Path:
     measured = EvaluateOptions(
         data=data, sequences=(unseen,), checkpoint=checkpoint, json=options.out / "results.json", save=out
     )
-    return run_evaluation(measured, "convlstm-vo demo")
+    report = run_evaluation(measured, "convlstm-vo demo")
+    paths = {"ground truth": data / "poses" / f"{unseen}.txt", "network": out / f"{unseen}.txt"}
+    trajectory_picture(options.out / "trajectory.png", {name: read_kitti(path) for name, path in paths.items()})
+    return report
 
 
 def demo_drives(options: DemoOptions) -> SimulateConfig:
