@@ -90,10 +90,14 @@ def dynamics(kitti: Path, count: int, frames: int) -> tuple[dict[str, Any], dict
     """Percentiles of the world's drives and of KITTI's, and how far they overlap; with the raw numbers."""
     raw = {"world": gathered(world_drives(count, frames))}
     if kitti.is_dir():
-        raw["kitti 00-10"] = gathered([read_kitti(path).T_world_camera for path in sorted(kitti.glob("[01][0-9].txt"))])
+        raw["kitti 00-10"] = gathered(
+            [read_kitti(path).T_world_camera for path in sorted(kitti.glob("[01][0-9].txt"))]
+        )
     table: dict[str, Any] = {}
     for key in raw["world"]:
-        table[key] = {name: np.percentile(values[key], [1, 5, 50, 95, 99]).round(3).tolist() for name, values in raw.items()}
+        table[key] = {
+            name: np.percentile(values[key], [1, 5, 50, 95, 99]).round(3).tolist() for name, values in raw.items()
+        }
         if len(raw) == 2:
             table[key]["overlap"] = round(overlap(*(values[key] for values in raw.values())), 2)
     return table, raw

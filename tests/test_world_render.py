@@ -15,7 +15,7 @@ from convlstm_vo.world import KITTI_CAMERA, WorldError, WorldSequence
 from convlstm_vo.world.drives import Drive
 from convlstm_vo.world.lens import Distortion, Lens
 from convlstm_vo.world.meshes import Light, Mesh
-from convlstm_vo.world.plan import StreetKind
+from convlstm_vo.world.plan import StreetKind, make_plan
 from convlstm_vo.world.render import Renderer
 from convlstm_vo.world.scene import SceneBuilder
 from convlstm_vo.world.streets import Street, make_street
@@ -30,7 +30,7 @@ def world(request: pytest.FixtureRequest) -> WorldSequence:
 
 @functools.cache
 def any_street() -> Street:
-    return make_street(0, "country", 30.0)
+    return make_street(0, make_plan(0, "country", 30.0), driven_m=5.0)
 
 
 def plane_street(quad: NDArray, material: str, uvs: NDArray | None = None) -> Street:
@@ -39,7 +39,7 @@ def plane_street(quad: NDArray, material: str, uvs: NDArray | None = None) -> St
     builder = SceneBuilder(Light(np.array([0.0, 0.0, -1.0]), 0.0, 1.0))
     builder.put(Mesh().add(quad, material, 1.0, uvs=uvs, normals=np.array([0.0, -1.0, 0.0])))
     weather = dataclasses.replace(template.weather, sky=np.zeros(4), haze=np.zeros(2))
-    return dataclasses.replace(template, scene=builder.finished(1), weather=weather, mover_kinds=[])
+    return dataclasses.replace(template, scene=builder.finished(1), weather=weather)
 
 
 def standing(poses: NDArray) -> Drive:
@@ -182,8 +182,12 @@ def test_a_distorted_camera_sees_points_where_the_lens_bends_them() -> None:
     np.testing.assert_allclose(got, expected[:, 0] - pixels[near], atol=0.02)
     # And its picture is the straight one, bent.
     grid = np.stack(np.meshgrid(np.arange(310.0), np.arange(94.0)), -1)
-    places = camera.project(np.concatenate([Distortion(-0.25, 0.08).straighten(camera.rays(grid)[..., :2]), np.ones((94, 310, 1))], -1))
-    again = cv2.remap(straight._renderer.light(2), *places.astype(np.float32).transpose(2, 0, 1), cv2.INTER_CUBIC, borderValue=-1)
+    places = camera.project(
+        np.concatenate([Distortion(-0.25, 0.08).straighten(camera.rays(grid)[..., :2]), np.ones((94, 310, 1))], -1)
+    )
+    again = cv2.remap(
+        straight._renderer.light(2), *places.astype(np.float32).transpose(2, 0, 1), cv2.INTER_CUBIC, borderValue=-1
+    )
     inside = (places > 3).all(-1) & (places < [306, 90]).all(-1)
     assert np.median(np.abs(again - bent._renderer.light(2))[inside]) < 0.01
 

@@ -114,7 +114,7 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(WriteError, match="No space left on device.*continues"):
+    with pytest.raises(WriteError, match=r"No space left on device.*continues"):
         simulate(config(tmp_path / "a"), progress=False)
     assert not list((tmp_path / "a").rglob("*.png*"))
 
@@ -135,7 +135,7 @@ def test_impossible_worlds_are_refused(changes: dict, message: str) -> None:
 
 
 def test_impossible_options_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(WorldError, match="under the road|height"):
+    with pytest.raises(WorldError, match=r"under the road|height"):
         config(tmp_path, camera_height=-0.5)
     with pytest.raises(CameraError, match="field of view"):
         config(tmp_path, fov=0.0)

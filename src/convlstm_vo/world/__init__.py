@@ -2,6 +2,7 @@
 
 from convlstm_vo.world.drives import Drive, Mount, make_drive
 from convlstm_vo.world.lens import Distortion, WorldError
+from convlstm_vo.world.plan import Plan, make_plan
 from convlstm_vo.world.render import Labels
 from convlstm_vo.world.sensor import Sensor
 from convlstm_vo.world.sequence import KITTI_CAMERA, RoadKind, WorldSequence, endless
@@ -14,6 +15,7 @@ __all__ = [
     "Drive",
     "Labels",
     "Mount",
+    "Plan",
     "RoadKind",
     "Sensor",
     "SimulateConfig",
@@ -22,6 +24,7 @@ __all__ = [
     "WorldSequence",
     "endless",
     "make_drive",
+    "make_plan",
     "make_street",
     "simulate",
 ]

@@ -1,4 +1,4 @@
-"""How the car moves, and who else does: speed along the path, then the body on its springs, then the camera on it."""
+"""How the car moves, and who else does: speed along the path, the body on its springs, the camera on it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convlstm_vo.world.exact import bell, product, rotation
-from convlstm_vo.world.plan import Line, Plan, interpolate
-from convlstm_vo.world.streets import Street, generator
+from convlstm_vo.world.plan import MOVER_KINDS, Line, Plan, generator, interpolate
 
 Array = NDArray[np.float64]
 AXLE_TO_CAMERA_M = 1.5  # the rear axle follows the path; the camera sits in front of it, as on KITTI's car
 CROSSING = (1, 2, 5)  # mover bodies that cross at junctions
-CRUISE_M_S = {"town": (6.0, 14.0), "country": (9.0, 24.0), "motorway": (20.0, 36.0)}
+CRUISE_M_S = {"town": (8.0, 15.0), "country": (9.0, 22.0), "motorway": (20.0, 36.0)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +75,7 @@ class _Ride:
 
 def _stops(rng: np.random.Generator, plan: Plan) -> list[tuple[float, float]]:
     """(place, seconds) of halts: at junctions, and for no visible reason."""
-    stops = [(float(begin) - 3.0, float(rng.uniform(0.5, 5.0))) for begin, _ in plan.turns if rng.random() < 0.3]
+    stops = [(float(begin) - 3.0, float(rng.uniform(0.5, 5.0))) for begin, _ in plan.turns if rng.random() < 0.2]
     if plan.kind != "motorway":
         for s in np.arange(120.0, plan.path.s[-1] - 60.0, 250.0):
             if rng.random() < 0.3:
@@ -118,7 +117,8 @@ def _ride(rng: np.random.Generator, plan: Plan, steps: int, dt: float) -> _Ride:
 def _smooth_noise(rng: np.random.Generator, span_m: float, spacing_m: float) -> tuple[Array, Array]:
     """(places, values of deviation about 1), to be interpolated."""
     n = int(span_m / spacing_m) + 3
-    return np.arange(n) * spacing_m, bell(rng, n)
+    places = np.arange(n, dtype=np.float64) * spacing_m
+    return places, bell(rng, n)
 
 
 def _springs(push: Array, dt: float, hertz: float, damping: float) -> Array:
@@ -147,17 +147,17 @@ def _body(rng: np.random.Generator, ride: _Ride, plan: Plan, dt: float) -> tuple
     kappa = interpolate(ride.s, plan.path.s, plan.path.kappa)
     pitch = _springs((front - back) / 2.7 + 0.0055 * ride.a, dt, 1.4, 0.35)
     # Moments of the tyres against the body lean it outwards in a bend.
-    roll_push = -0.006 * kappa * ride.v**2 + rough * 0.0035 * interpolate(ride.s, *tilt)
+    roll_push = -0.006 * kappa * ride.v**2 + rough * 0.0028 * interpolate(ride.s, *tilt)
     return pitch, _springs(roll_push, dt, 1.6, 0.35), _springs((front + back) / 2, dt, 1.3, 0.35)
 
 
-def make_drive(street: Street, *, frames: int, fps: float = 10.0, mount: Mount | None = None) -> Drive:
-    """Drive along a street; everything follows from the street's seed, bit for bit.
+def make_drive(seed: int, plan: Plan, *, frames: int, fps: float = 10.0, mount: Mount | None = None) -> Drive:
+    """Drive along a plan's path; everything follows from the seed, bit for bit.
 
     Args:
         frames: how many images. fps: images a second. mount: where the camera sits.
     """
-    rng, plan, mount = generator(street.seed, 2), street.plan, mount or Mount()
+    rng, mount = generator(seed, 2), mount or Mount()
     per_frame = max(4, math.ceil(60.0 / fps))
     dt = 1.0 / (fps * per_frame)
     ride = _ride(rng, plan, (frames - 1) * per_frame + 1, dt)
@@ -166,7 +166,7 @@ def make_drive(street: Street, *, frames: int, fps: float = 10.0, mount: Mount |
     wander = _smooth_noise(rng, float(s[-1]) + 40, 25.0)
     poses, planes = _camera_poses(plan.path, s, wander, pitch, roll, heave, mount)
     times = np.arange(frames) / fps
-    movers = _movers(rng, street, times, s, v)
+    movers = _movers(rng, plan, times, s, v)
     return Drive(times, poses, s, v, movers, planes)
 
 
@@ -200,12 +200,11 @@ def _camera_poses(path: Line, s: Array, wander: tuple[Array, Array], pitch: Arra
 # --- other road users -------------------------------------------------------------------------------------------
 
 
-def _movers(rng: np.random.Generator, street: Street, times: Array, s: Array, v: Array) -> Array:
-    """Poses (n, m, 4, 4) of the street's mover bodies."""
-    plan = street.plan
+def _movers(rng: np.random.Generator, plan: Plan, times: Array, s: Array, v: Array) -> Array:
+    """Poses (n, m, 4, 4) of all MOVER_KINDS."""
     dense = float(rng.random())
     tracks = []
-    for number, kind in enumerate(street.mover_kinds):
+    for number, kind in enumerate(MOVER_KINDS):
         role = "cycle" if kind == "cyclist" else "lead" if number == 0 else "oncoming"
         if rng.random() > 0.25 + 0.75 * dense:
             role = "away"

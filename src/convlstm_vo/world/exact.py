@@ -1,7 +1,7 @@
 """Numbers that come out the same, bit for bit, on every machine.
 
-Vendors' sine and cosine differ in the last bit, and matrix products in the order of their sums. Layouts and poses use
-only +, -, *, / and square roots, which IEEE 754 fixes, one after the other, and uniform numbers from PCG64.
+Vendors' sine and cosine differ in the last bit, and matrix products in the order of their sums. Layouts and poses
+use only +, -, *, / and square roots, which IEEE 754 fixes, one after the other, and uniform numbers from PCG64.
 """
 
 from __future__ import annotations

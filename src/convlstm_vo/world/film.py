@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
-from convlstm_vo.world.texels import FAST
+from convlstm_vo.world.compiling import quick
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False, fastmath=FAST)
+@quick
 def expose(light, gain, curve, corner, centre_x, centre_y, noise, y0, x0, base, slope, out):  # type: ignore[no-untyped-def]
     """Fill ``out`` (height, width) uint8.
 
@@ -31,7 +30,7 @@ def expose(light, gain, curve, corner, centre_x, centre_y, noise, y0, x0, base, 
             out[y, x] = np.uint8(min(max(grey + 0.5, 0.0), 255.0))
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False, fastmath=FAST)
+@quick
 def smear(light, flow, share, out):  # type: ignore[no-untyped-def]
     """Average light (height, width) along flow * [-share/2, share/2], one reading a pixel of length and a half."""
     height, width = light.shape

@@ -1,7 +1,8 @@
-"""What lies on the ground: carriageways with their marks, kerbs, pavements, verges, fields and hills, and shadows."""
+"""What lies on the ground: carriageways with their marks, kerbs, pavements, verges, fields, hills, shadows."""
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import cv2
@@ -53,10 +54,11 @@ class Shadows:
         reach = float(np.abs(corners_sd - middle).max()) + 1
         for image, x, y in self._windows(float(middle[0]), float(middle[1]), reach):
             points = ((corners_sd - middle) / MAP_TEXEL_M + [x, y]).astype(np.int32)
-            shape = np.zeros(image.shape, np.uint8)
+            shape: Picture = np.zeros(image.shape, np.uint8)
             cv2.fillConvexPoly(shape, cv2.convexHull(points.reshape(-1, 1, 2)), 255)
             size = 2 * round(softness_m / MAP_TEXEL_M / 2) + 1
-            shape = cv2.blur(shape, (size, size)) if size > 1 else shape  # type: ignore[assignment]
+            if size > 1:
+                shape = np.asarray(cv2.blur(shape, (size, size)), np.uint8)
             _darken(image, shape, self.darkest)
 
     def leaves(
@@ -66,9 +68,8 @@ class Shadows:
         for _ in range(count):
             ds, dd = (rng.random(2) - 0.5) * 1.2 * radius
             half = max(2, int(radius * rng.uniform(0.5, 0.9) / MAP_TEXEL_M))
-            shape = cv2.resize(
-                np.rot90(stamp, int(rng.integers(4))), (2 * half, 2 * half), interpolation=cv2.INTER_AREA
-            )
+            turned = np.rot90(stamp, int(rng.integers(4)))
+            shape = np.asarray(cv2.resize(turned, (2 * half, 2 * half), interpolation=cv2.INTER_AREA), np.uint8)
             for image, x, y in self._windows(s + ds, d + dd, 2 * radius):
                 _paste(image, shape, int(x) - half, int(y) - half, self.darkest)
 
@@ -105,10 +106,10 @@ def _strip(leg: Leg, s: Array, d: tuple[float, float], heights: tuple[float, flo
     return np.stack([first, second], 1).reshape(-1, 4, 3), np.stack([uv1, uv2], 1).reshape(-1, 3, 2)
 
 
-def _places(leg: Leg, near_junction: Array) -> Array:
+def _places(leg: Leg, near_junction: NDArray[np.bool_]) -> Array:
     """Where to cut a leg into pieces: often in bends and near junctions, seldom elsewhere."""
     fine = np.arange(leg.line.s[0], leg.line.s[-1] - 0.25, 1.0)
-    bent = np.abs(interpolate(fine, leg.line.s, leg.line.kappa)) > 0.004
+    bent: NDArray[np.bool_] = np.abs(interpolate(fine, leg.line.s, leg.line.kappa)) > 0.004
     keep = bent | near_junction[: len(fine)] | (np.arange(len(fine)) % 4 == 0)
     keep[-1] = True
     return fine[keep]
@@ -146,7 +147,7 @@ def _pieces(s: Array, s0: float) -> list[Array]:
     for i in range(1, len(s)):
         if i == len(s) - 1 or i - cuts[-1] == 12 or maps[i] != maps[cuts[-1]]:
             cuts.append(i)
-    return [s[a : b + 1] for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [s[a : b + 1] for a, b in itertools.pairwise(cuts)]
 
 
 def _free(plan: Plan, k: int, quads: Array) -> NDArray[np.bool_]:

@@ -39,10 +39,14 @@ class Distortion:
         r = target.copy()
         for _ in range(20):
             slope = 1 + 3 * self.k1 * r**2 + 5 * self.k2 * r**4
-            r = r - (r * (1 + self.k1 * r**2 + self.k2 * r**4) - target) / np.where(np.abs(slope) < 1e-3, 1e-3, slope)
+            r = r - (r * (1 + self.k1 * r**2 + self.k2 * r**4) - target) / np.where(
+                np.abs(slope) < 1e-3, 1e-3, slope
+            )
         off = np.abs(r * (1 + self.k1 * r**2 + self.k2 * r**4) - target).max()
         if not (off < 1e-9 and (1 + 3 * self.k1 * r**2 + 5 * self.k2 * r**4 > 0.05).all() and r.max() < 4.0):
-            raise WorldError(f"distortion k1={self.k1}, k2={self.k2} folds this camera's image over; take weaker ones")
+            raise WorldError(
+                f"distortion k1={self.k1}, k2={self.k2} folds this camera's image over; take weaker ones"
+            )
         return seen_xy * (r / np.maximum(target, 1e-12))
 
 
@@ -70,7 +74,9 @@ class Lens:
         places = rays * [camera.fx, camera.fy]
         low = places.min((0, 1)) - 3.0
         size = np.ceil(places.max((0, 1)) + 3.0 - low).astype(int) + 1
-        pinhole = Camera(camera.fx, camera.fy, -float(low[0]), -float(low[1]), height=int(size[1]), width=int(size[0]))
+        pinhole = Camera(
+            camera.fx, camera.fy, -float(low[0]), -float(low[1]), height=int(size[1]), width=int(size[0])
+        )
         return cls(camera, distortion, pinhole, places - low)
 
     @property
@@ -81,5 +87,8 @@ class Lens:
     def seen_at(self, pinhole_xy: Array) -> Array:
         """Pixels (..., 2) of the distorted image of points (..., 2) of the pinhole's."""
         rays = (pinhole_xy - [self.pinhole.cx, self.pinhole.cy]) / [self.pinhole.fx, self.pinhole.fy]
-        result: Array = self.distortion.bend(rays) * [self.camera.fx, self.camera.fy] + [self.camera.cx, self.camera.cy]
+        result: Array = self.distortion.bend(rays) * [self.camera.fx, self.camera.fy] + [
+            self.camera.cx,
+            self.camera.cy,
+        ]
         return result

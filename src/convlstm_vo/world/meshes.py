@@ -69,17 +69,18 @@ class Mesh:
         return tuple(np.concatenate(part) for part in (self.quads, self.uvs, self.normals, self.albedos))  # type: ignore[return-value]
 
 
+def _cross(a: Array, b: Array) -> Array:
+    """Cross products of (n, 3); numpy's own is slow for few."""
+    out = np.empty(np.broadcast_shapes(a.shape, b.shape))
+    out[..., 0] = a[..., 1] * b[..., 2] - a[..., 2] * b[..., 1]
+    out[..., 1] = a[..., 2] * b[..., 0] - a[..., 0] * b[..., 2]
+    out[..., 2] = a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
+    return out
+
+
 def normals_of(quads: Array) -> Array:
     """Unit normals (n, 3) of quads; zero for those without area."""
-    a, b = quads[:, 1] - quads[:, 0], quads[:, 2] - quads[:, 0]
-    n = np.stack(
-        [
-            a[:, 1] * b[:, 2] - a[:, 2] * b[:, 1],
-            a[:, 2] * b[:, 0] - a[:, 0] * b[:, 2],
-            a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0],
-        ],
-        axis=-1,
-    )
+    n = _cross(quads[:, 1] - quads[:, 0], quads[:, 2] - quads[:, 0])
     size = np.sqrt((n * n).sum(-1, keepdims=True))
     return n / np.maximum(size, 1e-12)
 
@@ -95,9 +96,9 @@ def edge_uvs(quads: Array) -> Array:
 def gradients(quads: Array, uvs: Array) -> NDArray[np.float32]:
     """(n, 8): for u and v, the gradient in space (1/m) and the value at the first corner."""
     e1, e2 = quads[:, 1] - quads[:, 0], quads[:, 2] - quads[:, 0]
-    n = np.cross(e1, e2)
+    n = _cross(e1, e2)
     square = np.maximum((n * n).sum(-1, keepdims=True), 1e-18)
-    along1, along2 = np.cross(e2, n) / square, np.cross(n, e1) / square
+    along1, along2 = _cross(e2, n) / square, _cross(n, e1) / square
     out = np.zeros((len(quads), 8))
     for k in range(2):
         d1, d2 = uvs[:, 1, k] - uvs[:, 0, k], uvs[:, 2, k] - uvs[:, 0, k]
@@ -125,10 +126,10 @@ def box(w: float, h: float, d: float, *, x: float = 0, z: float = 0, low: float 
 
 
 def cards(middles: Array, normals: Array, half: Array, turn: Array) -> Array:
-    """Square cards (n, 4, 3) around middles (n, 3), facing along unit normals (n, 3); turn (n, 3) any directions."""
-    a = np.cross(normals, turn)
+    """Square cards (n, 4, 3) around middles (n, 3), facing along unit normals (n, 3); turn (n, 3): any."""
+    a = _cross(normals, turn)
     a /= np.maximum(np.sqrt((a * a).sum(-1, keepdims=True)), 1e-9)
-    b = np.cross(normals, a)
+    b = _cross(normals, a)
     a, b = a * half[:, None], b * half[:, None]
     return np.stack([middles - a - b, middles + a - b, middles + a + b, middles - a + b], axis=1)
 
@@ -190,7 +191,11 @@ def _branches(rng: np.random.Generator, mesh: Mesh, thick: float, bare: float, h
     """A few flat boughs from the trunk into the crown."""
     for _ in range(4):
         sine, cosine = sincos(float(rng.uniform(0, 2 * math.pi)))
-        low, out, up = bare * rng.uniform(0.8, 1.4), height * rng.uniform(0.1, 0.22), height * rng.uniform(0.1, 0.25)
+        low, out, up = (
+            bare * rng.uniform(0.8, 1.4),
+            height * rng.uniform(0.1, 0.22),
+            height * rng.uniform(0.1, 0.25),
+        )
         w = thick * 0.4
         foot, tip = [0.0, -low, 0.0], [out * sine, -low - up, out * cosine]
         quad = [[foot[0], foot[1] + w, foot[2]], [tip[0], tip[1] + w / 3, tip[2]], [tip[0], tip[1] - w / 3, tip[2]],
@@ -200,7 +205,7 @@ def _branches(rng: np.random.Generator, mesh: Mesh, thick: float, bare: float, h
 
 def thicket(rng: np.random.Generator, height: float, leaf: str) -> Mesh:
     """A tall shrub with leaves down to the ground."""
-    return crown(rng, Mesh(), leaf, (height * 0.42, height * 0.5, height * 0.42), -0.2, int(14 + 3.5 * height),
+    return crown(rng, Mesh(), leaf, (height * 0.42, height * 0.5, height * 0.42), -0.2, int(9 + 2.2 * height),
                  rng.uniform(0.14, 0.34))  # fmt: skip
 
 

@@ -7,6 +7,7 @@ to the right of z: forward is (sin psi, cos psi) in (x, z), the right-hand side 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from typing import Literal
 
@@ -18,6 +19,12 @@ from convlstm_vo.world.exact import sincos
 Array = NDArray[np.float64]
 StreetKind = Literal["town", "country", "motorway"]
 STEP_M = 0.5
+MOVER_KINDS = ("car", "car", "car", "car", "car", "van", "van", "cyclist", "cyclist", "cyclist")
+
+
+def generator(seed: int, what: int) -> np.random.Generator:
+    """Random numbers for one purpose: a street, its drive and its camera must not disturb each other's."""
+    return np.random.Generator(np.random.PCG64([seed, what]))
 
 
 def interpolate(at: Array | float, known: Array, values: Array) -> Array:
@@ -50,9 +57,21 @@ class Line:
         x, y, z, psi = (interpolate(s, self.s, values) for values in (self.x, self.y, self.z, self.psi))
         return x, y, z, psi
 
+    def until(self, s: float) -> Line:
+        """The part up to place s."""
+        keep = self.s <= s
+        return Line(*(getattr(self, field.name)[keep] for field in dataclasses.fields(self)))
+
     def place(self, s: float, d: float) -> tuple[float, float, float, float]:
         """x, y, z, psi at s metres along and d metres to the right."""
-        x, y, z, psi = (float(value) for value in self.at(s))
+        # Lines are cut at equal steps; this is `at` for one place, without numpy's cost for each call.
+        step = float(self.s[1] - self.s[0])
+        i = min(max(int((s - float(self.s[0])) / step), 0), len(self.s) - 2)
+        share = min(max((s - float(self.s[i])) / step, 0.0), 1.0)
+        x, y, z, psi = (
+            a + share * (b - a)
+            for a, b in ((float(v[i]), float(v[i + 1])) for v in (self.x, self.y, self.z, self.psi))
+        )
         sine, cosine = sincos(psi)
         return x + d * cosine, y, z - d * sine, psi
 
@@ -92,6 +111,14 @@ class Plan:
     junctions: Array
     turns: Array
 
+    def until(self, s: float) -> Plan:
+        """The plan without roads, and ends of roads, that cannot be seen before the car has driven s metres."""
+        count = sum(leg.start_s < s + 200.0 for leg in self.legs)
+        legs = [
+            dataclasses.replace(leg, line=leg.line.until(max(s, leg.start_s) + 330.0)) for leg in self.legs[:count]
+        ]
+        return dataclasses.replace(self, legs=legs, junctions=self.junctions[: count - 1])
+
     def clearance_m(self, x: Array, z: Array) -> Array:
         """Distance of points (n,) from the nearest carriageway's edge; negative on a road."""
         best = np.full(np.shape(x), np.inf)
@@ -110,7 +137,7 @@ def trace(kappa: Array, slope: Array, *, x: float = 0, y: float = 0, z: float = 
     xs = x + np.concatenate([[0.0], np.cumsum(directions[:, 0] * STEP_M)])
     zs = z + np.concatenate([[0.0], np.cumsum(directions[:, 1] * STEP_M)])
     ys = y - np.concatenate([[0.0], np.cumsum((slope[:-1] + slope[1:]) * (0.5 * STEP_M))])
-    return Line(np.arange(len(kappa)) * STEP_M, xs, ys, zs, heading, kappa)
+    return Line(np.arange(len(kappa), dtype=np.float64) * STEP_M, xs, ys, zs, heading, kappa)
 
 
 def _bend(angle: float, radius: float, ease: float) -> Array:
@@ -124,18 +151,30 @@ def _bend(angle: float, radius: float, ease: float) -> Array:
     return shape * (angle / (float(np.cumsum(shape)[-1]) * STEP_M))
 
 
+def _meander(rng: np.random.Generator, length_m: float, strength: float = 1.0) -> Array:
+    """Curvature of a stretch that is straight but for a slow swing, as most roads are: its turns add up to none."""
+    n = round(length_m / STEP_M)
+    phase = (np.arange(n) + 0.5) / n
+    # A cubic that starts, ends and sums to zero; sines would not be the same on every machine.
+    shape = phase * (1 - phase) * (1 - 2 * phase) * 10.4
+    result: Array = shape * (
+        strength * 0.012 * (2 * float(rng.random()) - 1) * max(0.0, 3 * float(rng.random()) - 1)
+    )
+    return result
+
+
 def _town_parts(rng: np.random.Generator, length_m: float) -> list[tuple[Array, bool]]:
     parts: list[tuple[Array, bool]] = []
     heading, total = 0.0, 0.0
     while total < length_m:
-        straight = np.zeros(round(rng.uniform(25, 110) / STEP_M))
+        straight = _meander(rng, rng.uniform(20, 85))
         kind, side = rng.random(), -1.0 if rng.random() < 0.5 else 1.0
         if abs(heading + side * 1.6) > 1.9:
             side = -side
         if kind < 0.5:
             turn = _bend(side * rng.uniform(1.35, 1.75), rng.uniform(5.5, 11.0), rng.uniform(2.5, 5.0))
-        elif kind < 0.92:
-            turn = _bend(side * rng.uniform(0.15, 0.9), rng.uniform(25, 130), rng.uniform(8, 20))
+        elif kind < 0.95:
+            turn = _bend(side * rng.uniform(0.25, 1.3), 18.0 + 90.0 * rng.random() ** 2, rng.uniform(4, 9))
         else:
             turn = np.zeros(round(20 / STEP_M))
         heading += float(np.cumsum(turn)[-1]) * STEP_M
@@ -158,7 +197,7 @@ def _open_parts(rng: np.random.Generator, length_m: float, kind: StreetKind) -> 
         side = -1.0 if rng.random() < 0.5 else 1.0
         side = -side if abs(heading + side * angle) > 1.5 else side
         bend = _bend(side * angle, radius, min(40.0, 0.3 * angle * radius))
-        straight = np.zeros(round(rng.uniform(20, 150) / STEP_M))
+        straight = _meander(rng, rng.uniform(20, 150), 0.3)
         heading += side * angle
         parts += [(straight, False), (bend, False)]
         total += (len(straight) + len(bend)) * STEP_M
@@ -208,8 +247,9 @@ def _meeting(a: Leg, b: Leg) -> tuple[float, float, float]:
     return ax + t * sa, ay, az + t * ca
 
 
-def make_plan(rng: np.random.Generator, kind: StreetKind, length_m: float) -> Plan:
-    """Draw path and roads for a drive of at least ``length_m``."""
+def make_plan(seed: int, kind: StreetKind, length_m: float) -> Plan:
+    """Draw path and roads for a drive of at least ``length_m``, bit for bit the same for a seed."""
+    rng = generator(seed, 1)
     parts = _town_parts(rng, length_m) if kind == "town" else _open_parts(rng, length_m, kind)
     parts = [(np.zeros(round(30 / STEP_M)), False), *parts, (np.zeros(round(60 / STEP_M)), False)]
     kappa = np.concatenate([part for part, _ in parts])
@@ -218,7 +258,7 @@ def make_plan(rng: np.random.Generator, kind: StreetKind, length_m: float) -> Pl
         ((end - len(part)) * STEP_M, end * STEP_M) for (part, turn), end in zip(parts, ends, strict=True) if turn
     ]
     turns = np.array(spans, dtype=np.float64).reshape(-1, 2)
-    s = np.arange(len(kappa)) * STEP_M
+    s: Array = np.arange(len(kappa), dtype=np.float64) * STEP_M
     path = trace(kappa, _slopes(rng, s, kind, turns))
     lane = {"town": 1.75, "country": 1.6, "motorway": 1.9}[kind]
     widths = {"town": (4.6, 6.4), "country": (2.9, 3.6), "motorway": (5.6, 5.8)}[kind]
@@ -231,7 +271,5 @@ def make_plan(rng: np.random.Generator, kind: StreetKind, length_m: float) -> Pl
         before, after = (40.0 if k == 0 else rng.uniform(50, 90)), (350.0 if last else rng.uniform(60, 140))
         line = _extended(_shifted(piece, -lane), float(before), float(after))
         legs.append(Leg(line, float(rng.uniform(*widths)), begin, end, 0.015 * (k % 3)))
-    crossings = [
-        (*_meeting(a, b), max(a.half_width_m, b.half_width_m) + 3.5) for a, b in zip(legs, legs[1:], strict=False)
-    ]
+    crossings = [(*_meeting(a, b), max(a.half_width_m, b.half_width_m) + 3.5) for a, b in itertools.pairwise(legs)]
     return Plan(kind, path, lane, legs, np.array(crossings).reshape(-1, 4), turns)

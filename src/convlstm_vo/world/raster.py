@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
+from convlstm_vo.world.compiling import strict
 from convlstm_vo.world.texels import log2, sample_fast
 
 # Four samples a pixel, each with its own x and y: an edge of any slope has four steps of coverage.
@@ -27,14 +27,14 @@ NEAR_M = 0.05
 FAR_IZ = 1e-4  # 10 km
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+@strict
 def _to_pixel_plane(n0, n1, n2, fx, fy, cx, cy):  # type: ignore[no-untyped-def]
     """n . ray as a function of the pixel: (X, Y, C)."""
     x, y = n0 / fx, n1 / fy
     return x, y, n2 - x * cx - y * cy
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+@strict
 def _set_bound(edges, i, a, b, c):  # type: ignore[no-untyped-def]
     """Keep the half plane a x + b y + c >= 0 as a bound on x for a given y: (slope, offset, which side)."""
     if a > 1e-14 or a < -1e-14:
@@ -43,7 +43,7 @@ def _set_bound(edges, i, a, b, c):  # type: ignore[no-untyped-def]
         edges[i, 0], edges[i, 1], edges[i, 2] = b, c, 0.0
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+@strict
 def _prepare(quad, uv, M, camera, corners, edges, row):  # type: ignore[no-untyped-def]
     """Fill ``edges`` (5, 3) and the geometry of a ``row``; False when the quad cannot be seen at all."""
     fx, fy, cx, cy, height, width = camera[0], camera[1], camera[2], camera[3], camera[4], camera[5]
@@ -89,7 +89,7 @@ def _prepare(quad, uv, M, camera, corners, edges, row):  # type: ignore[no-untyp
     return True
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+@strict
 def _rows(corners, camera):  # type: ignore[no-untyped-def]
     """First and last image row that a quad can touch."""
     height = int(camera[4])
@@ -103,7 +103,7 @@ def _rows(corners, camera):  # type: ignore[no-untyped-def]
     return max(0, math.ceil(top - 0.5)), min(height - 1, math.floor(bottom + 0.5))
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+@strict
 def _interval(edges, y, width):  # type: ignore[no-untyped-def]
     """The x interval of a quad on the line y; empty when the first is greater."""
     low, high = -1.0, width + 0.0
@@ -118,7 +118,7 @@ def _interval(edges, y, width):  # type: ignore[no-untyped-def]
     return low, high
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+@strict
 def _draw_solid(k, edges, row, first, last, inverse_depth, seen):  # type: ignore[no-untyped-def]
     width = inverse_depth.shape[2]
     slope = row[IZ_X]
@@ -134,7 +134,7 @@ def _draw_solid(k, edges, row, first, last, inverse_depth, seen):  # type: ignor
                     seen[s, y, x] = k
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+@strict
 def _mask_level(row, x, y, scale_u, scale_v):  # type: ignore[no-untyped-def]
     """Whole levels of detail of a mask around a pixel."""
     z = 1.0 / max(row[IZ_X] * x + row[IZ_Y] * y + row[IZ_C], FAR_IZ)
@@ -145,7 +145,7 @@ def _mask_level(row, x, y, scale_u, scale_v):  # type: ignore[no-untyped-def]
     return int(log2(max(size_u, 1.0)) + 0.3), int(log2(max(size_v, 1.0)) + 0.3)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+@strict
 def _draw_mask(k, edges, row, first, last, inverse_depth, seen, mask, atlas, textures, low, high):  # type: ignore[no-untyped-def]
     """As `_draw_solid`, where a texture says how many of a pixel's samples the surface covers."""
     width = inverse_depth.shape[2]
@@ -167,7 +167,10 @@ def _draw_mask(k, edges, row, first, last, inverse_depth, seen, mask, atlas, tex
             level_u, level_v = _mask_level(row, 0.5 * (begin + end), y, scale_u, scale_v)
         # Depth of sample s is that of the pixel's middle plus a step; if even the nearest is hidden, so are all.
         reach = 0.375 * (abs(row[IZ_X]) + abs(row[IZ_Y]))
-        inner_begin, inner_end = max(max(low[0], low[1]), max(low[2], low[3])), min(min(high[0], high[1]), min(high[2], high[3]))
+        inner_begin, inner_end = (
+            max(max(low[0], low[1]), max(low[2], low[3])),
+            min(min(high[0], high[1]), min(high[2], high[3])),
+        )
         for x in range(begin, end + 1):
             iz = row[IZ_X] * x + row[IZ_Y] * y + row[IZ_C]
             nearest = np.float32(iz + reach)
@@ -195,7 +198,7 @@ def _draw_mask(k, edges, row, first, last, inverse_depth, seen, mask, atlas, tex
                     seen[s, y, x] = k
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+@strict
 def _survey(inverse_depth, tiles):  # type: ignore[no-untyped-def]
     """Least inverse depth within each tile of TILE_H x TILE_W pixels: nothing behind it can be seen there."""
     samples, height, width = inverse_depth.shape
@@ -211,7 +214,7 @@ def _survey(inverse_depth, tiles):  # type: ignore[no-untyped-def]
                 tiles[y // TILE_H, j] = least
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+@strict
 def _hidden(x, y, z, radius, tiles, camera):  # type: ignore[no-untyped-def]
     """Whether a sphere in the camera's frame lies wholly behind what is drawn."""
     near, far = z - radius, z + radius
@@ -223,8 +226,8 @@ def _hidden(x, y, z, radius, tiles, camera):  # type: ignore[no-untyped-def]
     top = (y - radius) / (near if y < radius else far) * camera[1] + camera[3]
     bottom = (y + radius) / (near if y > -radius else far) * camera[1] + camera[3]
     rows, columns = tiles.shape
-    i0, i1 = max(0, int(math.floor(top)) // TILE_H), min(rows - 1, int(math.ceil(bottom)) // TILE_H)
-    j0, j1 = max(0, int(math.floor(left)) // TILE_W), min(columns - 1, int(math.ceil(right)) // TILE_W)
+    i0, i1 = max(0, math.floor(top) // TILE_H), min(rows - 1, math.ceil(bottom) // TILE_H)
+    j0, j1 = max(0, math.floor(left) // TILE_W), min(columns - 1, math.ceil(right) // TILE_W)
     for i in range(i0, i1 + 1):
         for j in range(j0, j1 + 1):
             if tiles[i, j] <= nearest:
@@ -232,7 +235,7 @@ def _hidden(x, y, z, radius, tiles, camera):  # type: ignore[no-untyped-def]
     return True
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+@strict
 def rasterise(  # type: ignore[no-untyped-def]
     order,
     ranges,

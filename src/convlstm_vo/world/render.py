@@ -61,7 +61,7 @@ class Renderer:
         tiles = np.empty((-(-camera.height // TILE_H), -(-camera.width // TILE_W)), np.float32)
         self._scratch = tiles, np.empty((4, 3)), np.empty((5, 3)), np.empty(SAMPLES), np.empty(SAMPLES)
         self._camera = np.array([*camera.intrinsics, camera.height, camera.width])
-        movers = len(street.mover_kinds)
+        movers = drive.T_street_mover.shape[1]
         scene = street.scene
         self._frames = np.concatenate([np.zeros(scene.movers_from, np.int64), 1 + np.arange(movers)])
         self._cone = _view_cone(camera)
@@ -121,8 +121,8 @@ class Renderer:
         ]
         order, ranges, spheres = self._in_view(transforms)
         rasterise(order, ranges, spheres, self._frames, scene.quads, scene.uvs, scene.tones, scene.materials,
-                  np.ascontiguousarray(transforms), scene.masks, scene.bank.atlas, scene.bank.textures, self._camera,
-                  self._inverse_depth, self._seen, self._table, *self._scratch)  # fmt: skip
+                  np.ascontiguousarray(transforms), scene.masks, scene.bank.atlas, scene.bank.textures,
+                  self._camera, self._inverse_depth, self._seen, self._table, *self._scratch)  # fmt: skip
 
     def _in_view(self, transforms: Array) -> tuple[NDArray[np.int64], NDArray[np.int64], Array]:
         """Objects whose sphere touches the view, nearest first; their ranges of quads (n, 2); spheres (n, 4)."""

@@ -8,8 +8,9 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from convlstm_vo.world.bank import Bank, bank
 from convlstm_vo.world.meshes import Light, Mesh, gradients, turned
-from convlstm_vo.world.textures import Bank, Picture, bank
+from convlstm_vo.world.textures import Picture
 
 Array = NDArray[np.float64]
 
@@ -80,7 +81,8 @@ class Scene:
     Attributes:
         quads: (n, 4, 3) float32 corners, metres, in the street's frame (movers': in their own).
         uvs: (n, 8) float32; tones: (n,) float32; materials: (n,) int32.
-        ranges: (m, 4) first and end of each object's quads as seen from nearby, and from far away. middles: (m, 3), radii: (m,) a sphere around each.
+        ranges: (m, 4) first and end of each object's quads as seen from nearby, and from far away.
+        middles: (m, 3), radii: (m,) a sphere around each.
         material_table, marks, masks: see `shade` and `raster`. bank: pictures.
         movers_from: objects from here on are bodies of movers, one after the other.
     """

@@ -35,7 +35,7 @@ class Sensor:
 
     @classmethod
     def random(cls, rng: np.random.Generator) -> Sensor:
-        """Any look between a good camera by day and a poor one at dusk; half of them have no motion blur or JPEG."""
+        """Any look between a good camera by day and a poor one at dusk; half have no motion blur or JPEG."""
         dusk = rng.random() < 0.12
         u = rng.random(9)
         return cls(

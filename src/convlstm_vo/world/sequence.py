@@ -1,4 +1,4 @@
-"""A drive through a built-in street as a sequence of frames, rendered when they are asked for; and a stream of them."""
+"""A drive through a built-in street as a sequence of frames, rendered when asked for; and a stream of them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from convlstm_vo.sequences.base import Frame
 from convlstm_vo.world.drives import CRUISE_M_S, Drive, Mount, make_drive
 from convlstm_vo.world.exact import bell, relative_to_first
 from convlstm_vo.world.lens import Distortion, Lens, WorldError
-from convlstm_vo.world.plan import StreetKind
+from convlstm_vo.world.plan import Plan, StreetKind, generator, make_plan
 from convlstm_vo.world.render import Labels, Renderer
 from convlstm_vo.world.sensor import Sensor, develop, exposure_for, smeared
-from convlstm_vo.world.streets import Street, generator, make_street
+from convlstm_vo.world.streets import Street, make_street
 
 RoadKind = Literal["town", "country", "motorway", "mixed"]
 KITTI_CAMERA = Camera(718.856, 718.856, 607.1928, 185.2157, height=376, width=1241)
@@ -56,7 +56,8 @@ class WorldSequence:
         seed: makes the street, the drive and the weather. frames: how many. kind: the road.
         camera: intrinsics (KITTI's by default). fps: frames a second. mount: the camera's place on the car
             (KITTI's by default), or "random". sensor: its look, or "random".
-        distortion: radial, none by default (`camera` then describes the straightened image). name: of the sequence ("world-SEED" by default).
+        distortion: radial, none by default (`camera` then describes the straightened image).
+        name: of the sequence ("world-SEED" by default).
 
     Attributes:
         trajectory: exact poses, in the frame of the first camera. street, drive: everything behind it.
@@ -79,14 +80,19 @@ class WorldSequence:
         self._gains: dict[int, float] = {}
 
     @functools.cached_property
-    def street(self) -> Street:
-        """What stands still (built when first needed)."""
-        return make_street(self.seed, self.kind, CRUISE_M_S[self.kind][1] * (self.frames - 1) / self.fps + 40)
+    def plan(self) -> Plan:
+        """Path and roads."""
+        return make_plan(self.seed, self.kind, CRUISE_M_S[self.kind][1] * (self.frames - 1) / self.fps + 40)
 
     @functools.cached_property
     def drive(self) -> Drive:
         """Exact poses of camera and movers in the street's frame."""
-        return make_drive(self.street, frames=self.frames, fps=self.fps, mount=self.mount)
+        return make_drive(self.seed, self.plan, frames=self.frames, fps=self.fps, mount=self.mount)
+
+    @functools.cached_property
+    def street(self) -> Street:
+        """What stands still (built when first needed: half a second or so)."""
+        return make_street(self.seed, self.plan, driven_m=float(self.drive.road_s[-1]))
 
     @functools.cached_property
     def trajectory(self) -> Trajectory:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
+from convlstm_vo.world.compiling import quick
 from convlstm_vo.world.raster import (
     FAR_IZ,
     FRAME,
@@ -27,20 +27,20 @@ from convlstm_vo.world.raster import (
     V_X,
     V_Y,
 )  # fmt: skip
-from convlstm_vo.world.texels import FAST, log2, sample
+from convlstm_vo.world.texels import log2, sample
 
-# Columns of the table of materials: two layers of texture, a map of shadows, road marks. Those of a layer: picture or
-# -1, repeats per metre along u and v, strength, log2 of its texels per metre along u and v, the level (u + v) at which
-# averaging has left nothing of it, and its mean.
+# Columns of the table of materials: two layers of texture, a map of shadows, road marks. Those of a layer: picture
+# or -1, repeats per metre along u and v, strength, log2 of its texels per metre along u and v, the level (u + v) at
+# which averaging has left nothing of it, and its mean.
 TEXTURE, REPEAT_U, REPEAT_V, STRENGTH, TEXELS_U, TEXELS_V, LAST_LEVEL, MEAN, LAYER_COLUMNS = range(9)
 LAYER_A, LAYER_B, SHADOW = 0, LAYER_COLUMNS, 2 * LAYER_COLUMNS
 SHADOW_V0, MARK_START, MARK_END, MATERIAL_COLUMNS = range(3 * LAYER_COLUMNS, 3 * LAYER_COLUMNS + 4)
-# Columns of the table of road marks: lateral middle and half width, repeat period and painted length along the road,
-# where the first one begins, range along the road, tone.
+# Columns of the table of road marks: lateral middle and half width, repeat period and painted length along the
+# road, where the first one begins, range along the road, tone.
 MARK_D, MARK_HALF, MARK_PERIOD, MARK_LENGTH, MARK_PHASE, MARK_S0, MARK_S1, MARK_TONE, MARK_COLUMNS = range(9)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False, fastmath=FAST)
+@quick
 def _painted(s, size, period, length, phase):  # type: ignore[no-untyped-def]
     """Share of [s - size/2, s + size/2] that lies on dashes."""
     a, b = (s - 0.5 * size - phase) / period, (s + 0.5 * size - phase) / period
@@ -49,7 +49,7 @@ def _painted(s, size, period, length, phase):  # type: ignore[no-untyped-def]
     return (fb * duty + min(b - fb, duty) - fa * duty - min(a - fa, duty)) * period / size
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False, fastmath=FAST)
+@quick
 def _marks(marks, first, last, u, v, size_u, size_v):  # type: ignore[no-untyped-def]
     """Paint on the road at u along, v across: (share of the pixel that is painted, its tone)."""
     for m in range(first, last):
@@ -63,7 +63,7 @@ def _marks(marks, first, last, u, v, size_u, size_v):  # type: ignore[no-untyped
     return 0.0, 0.0
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False, fastmath=FAST)
+@quick
 def _layer(materials, m, base, u, v, level_u, level_v, atlas, textures):  # type: ignore[no-untyped-def]
     """Factor by which a layer of texture changes a tone."""
     texture = int(materials[m, base + TEXTURE])
@@ -75,12 +75,20 @@ def _layer(materials, m, base, u, v, level_u, level_v, atlas, textures):  # type
     # Faded out over the last level: fetching what averages to its mean would be wasted.
     left = materials[m, base + LAST_LEVEL] - max(level_u, 0.0) - max(level_v, 0.0)
     if left > 0.0:
-        here = sample(atlas, textures, texture, u * materials[m, base + REPEAT_U], v * materials[m, base + REPEAT_V], level_u, level_v)
+        here = sample(
+            atlas,
+            textures,
+            texture,
+            u * materials[m, base + REPEAT_U],
+            v * materials[m, base + REPEAT_V],
+            level_u,
+            level_v,
+        )
         value += min(left, 1.0) * (here - value)
     return max(1.0 + materials[m, base + STRENGTH] * (value - 128.0) * (1.0 / 128.0), 0.02)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False, fastmath=FAST)
+@quick
 def _surface_light(table, k, x, y, materials, marks, atlas, textures, haze, bias):  # type: ignore[no-untyped-def]
     """Light from one surface through image point (x, y)."""
     iz = max(table[k, IZ_X] * x + table[k, IZ_Y] * y + table[k, IZ_C], FAR_IZ)
@@ -96,7 +104,9 @@ def _surface_light(table, k, x, y, materials, marks, atlas, textures, haze, bias
     light *= _layer(materials, m, LAYER_A, u, v, level_u, level_v, atlas, textures)
     light *= _layer(materials, m, LAYER_B, u, v, level_u, level_v, atlas, textures)
     if materials[m, MARK_END] > materials[m, MARK_START]:
-        share, tone = _marks(marks, int(materials[m, MARK_START]), int(materials[m, MARK_END]), u, v, size_u, size_v)
+        share, tone = _marks(
+            marks, int(materials[m, MARK_START]), int(materials[m, MARK_END]), u, v, size_u, size_v
+        )
         light += share * (tone * table[k, TONE] - light)
     shadow = int(materials[m, SHADOW])
     if shadow >= 0:
@@ -110,7 +120,7 @@ def _surface_light(table, k, x, y, materials, marks, atlas, textures, haze, bias
     return light + veil * (haze[1] - light)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False, fastmath=FAST)
+@quick
 def _sky_light(x, y, camera, R, sky, atlas, textures):  # type: ignore[no-untyped-def]
     """Light from the sky: brightest at the horizon, darker above, with clouds drawn on a high plane."""
     rx, ry = (x - camera[2]) / camera[0], (y - camera[3]) / camera[1]
@@ -127,7 +137,7 @@ def _sky_light(x, y, camera, R, sky, atlas, textures):  # type: ignore[no-untype
     return light
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False, fastmath=FAST)
+@quick
 def _share(seen, s, y, x, k):  # type: ignore[no-untyped-def]
     """How many of a pixel's samples see surface k, and their middle; none when an earlier sample than s does."""
     first, second, third = seen[0, y, x] == k, seen[1, y, x] == k, seen[2, y, x] == k
@@ -142,7 +152,7 @@ def _share(seen, s, y, x, k):  # type: ignore[no-untyped-def]
     return count, x + px / count, y + py / count
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False, fastmath=FAST)
+@quick
 def shade(  # type: ignore[no-untyped-def]
     seen,
     table,
@@ -176,7 +186,7 @@ def shade(  # type: ignore[no-untyped-def]
             light[y, x] = total / SAMPLES
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False, fastmath=FAST)
+@quick
 def _front(seen, y, x):  # type: ignore[no-untyped-def]
     """The surface that covers most of a pixel's samples."""
     best, most = seen[0, y, x], 0
@@ -189,7 +199,7 @@ def _front(seen, y, x):  # type: ignore[no-untyped-def]
     return best
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False, fastmath=FAST)
+@quick
 def label(seen, table, camera, motions, places, depth, flow, moving):  # type: ignore[no-untyped-def]
     """Depth (m, inf for sky), flow to the next frame (px) and movers, at given places of the image.
 
@@ -213,9 +223,24 @@ def label(seen, table, camera, motions, places, depth, flow, moving):  # type: i
             depth[y, x] = 1.0 / iz if iz > 0.0 else np.inf
             moving[y, x] = 0 < frame < len(motions) - 1
             rx, ry = (px - cx) / fx, (py - cy) / fy
-            qx = motions[frame, 0, 0] * rx + motions[frame, 0, 1] * ry + motions[frame, 0, 2] + motions[frame, 0, 3] * iz
-            qy = motions[frame, 1, 0] * rx + motions[frame, 1, 1] * ry + motions[frame, 1, 2] + motions[frame, 1, 3] * iz
-            qz = motions[frame, 2, 0] * rx + motions[frame, 2, 1] * ry + motions[frame, 2, 2] + motions[frame, 2, 3] * iz
+            qx = (
+                motions[frame, 0, 0] * rx
+                + motions[frame, 0, 1] * ry
+                + motions[frame, 0, 2]
+                + motions[frame, 0, 3] * iz
+            )
+            qy = (
+                motions[frame, 1, 0] * rx
+                + motions[frame, 1, 1] * ry
+                + motions[frame, 1, 2]
+                + motions[frame, 1, 3] * iz
+            )
+            qz = (
+                motions[frame, 2, 0] * rx
+                + motions[frame, 2, 1] * ry
+                + motions[frame, 2, 2]
+                + motions[frame, 2, 3] * iz
+            )
             if qz > 1e-6:
                 flow[y, x, 0], flow[y, x, 1] = fx * qx / qz + cx - px, fy * qy / qz + cy - py
             else:

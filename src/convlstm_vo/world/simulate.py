@@ -98,9 +98,17 @@ class SimulateConfig:
         """The sequence of that number, unrendered."""
         angles = (math.radians(angle) for angle in (self.camera_yaw, self.camera_pitch, self.camera_roll))
         fixed = Mount(self.camera_height, *angles)
-        return WorldSequence(self.seed + number, frames=self.frames, kind=self.road, camera=self.camera,
-                             fps=self.fps, mount="random" if self.mounting == "random" else fixed,
-                             sensor="random" if self.look == "random" else None, distortion=Distortion(*self.distortion), name=self.name(number))  # fmt: skip
+        return WorldSequence(
+            self.seed + number,
+            frames=self.frames,
+            kind=self.road,
+            camera=self.camera,
+            fps=self.fps,
+            mount="random" if self.mounting == "random" else fixed,
+            sensor="random" if self.look == "random" else None,
+            distortion=Distortion(*self.distortion),
+            name=self.name(number),
+        )
 
 
 def simulate(config: SimulateConfig, *, progress: bool = True) -> Path:
@@ -206,7 +214,8 @@ def _write_frame(config: SimulateConfig, number: int, folder: Path, index: int) 
 def encode_labels(labels: Labels) -> dict[str, NDArray]:
     """Labels as 16-bit and 8-bit pictures in KITTI's formats (BGR order, as OpenCV writes)."""
     depth = np.where(np.isfinite(labels.depth), np.clip(labels.depth * 256, 1, 65535), 0).astype(np.uint16)
-    valid = np.isfinite(labels.flow).all(-1) & (np.abs(labels.flow) < 511).all(-1)
+    largest: NDArray[np.float32] = np.abs(labels.flow).max(axis=-1)
+    valid = np.isfinite(largest) & (largest < 511)
     vectors = np.where(valid[..., None], labels.flow * 64 + 32768.5, 0).astype(np.uint16)
     flow = np.dstack([valid.astype(np.uint16), vectors[..., 1], vectors[..., 0]])
     return {"depth_0": depth, "flow_0": flow, "moving_0": labels.moving.astype(np.uint8) * 255}
@@ -239,9 +248,15 @@ def _write_tables(config: SimulateConfig, number: int, folder: Path) -> None:
     write_atomically(folder / "times.txt", "".join(f"{t:.6e}\n" for t in sequence.drive.timestamps_s))
     planes = "".join(" ".join(f"{value:.9e}" for value in plane) + "\n" for plane in sequence.road_plane)
     write_atomically(folder / "road_plane.txt", planes)
-    about = {"seed": sequence.seed, "road": kind_of(sequence.seed, config.road), "camera_height_m": mount.height_m,
-             "mount_yaw_pitch_roll_rad": [mount.yaw, mount.pitch, mount.roll], "fps": config.fps, "distortion_k1_k2": list(config.distortion),
-             "sensor": dataclasses.asdict(sequence.sensor)}  # fmt: skip
+    about = {
+        "seed": sequence.seed,
+        "road": kind_of(sequence.seed, config.road),
+        "fps": config.fps,
+        "camera_height_m": mount.height_m,
+        "mount_yaw_pitch_roll_rad": [mount.yaw, mount.pitch, mount.roll],
+        "distortion_k1_k2": list(config.distortion),
+        "sensor": dataclasses.asdict(sequence.sensor),
+    }
     write_atomically(folder / "world.json", json.dumps(about, indent=2) + "\n")
     poses = config.out / "poses" / f"{config.name(number)}.txt"
     poses.parent.mkdir(parents=True, exist_ok=True)

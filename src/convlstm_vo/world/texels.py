@@ -10,14 +10,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
-# Rounding may differ between machines here, where it changes light by 1e-15; never in `raster`, where it would decide
-# which of two surfaces is seen.
-FAST = {"contract", "arcp", "nsz"}
+from convlstm_vo.world.compiling import quick
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False, fastmath=FAST)
+@quick
 def _bilinear(atlas, offset, log_w, log_h, i, j, u, v):  # type: ignore[no-untyped-def]
     """Texture value at (u, v) in repeats, from the version halved i times along u and j times along v."""
     w, h = 1 << (log_w - i), 1 << (log_h - j)
@@ -34,7 +31,7 @@ def _bilinear(atlas, offset, log_w, log_h, i, j, u, v):  # type: ignore[no-untyp
     return top * (1.0 - fy) + bottom * fy
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False, fastmath=FAST)
+@quick
 def log2(x):  # type: ignore[no-untyped-def]
     """Logarithm of a positive number to within 0.01, continuous: its exponent, and a parabola for the rest."""
     bits = np.float64(x).view(np.int64)
@@ -42,7 +39,7 @@ def log2(x):  # type: ignore[no-untyped-def]
     return (bits >> 52) - 1023 + (rest - 1.0) * (1.0 + 0.343 * (2.0 - rest))
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False, fastmath=FAST)
+@quick
 def _split_level(level, top):  # type: ignore[no-untyped-def]
     """(whole level, share of the next one) of a level of detail, clamped to 0 ... top."""
     if level <= 0.0:
@@ -54,7 +51,7 @@ def _split_level(level, top):  # type: ignore[no-untyped-def]
     return whole, min(max((level - whole - 0.2) * (1.0 / 0.6), 0.0), 1.0)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False, fastmath=FAST)
+@quick
 def sample(atlas, textures, t, u, v, level_u, level_v):  # type: ignore[no-untyped-def]
     """Texture t at (u, v) repeats, 0 to 255, averaged over 2^level_u by 2^level_v of its finest texels."""
     offset, log_w, log_h = textures[t, 0], textures[t, 1], textures[t, 2]
@@ -70,7 +67,7 @@ def sample(atlas, textures, t, u, v, level_u, level_v):  # type: ignore[no-untyp
     return value
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False, fastmath=FAST)
+@quick
 def sample_fast(atlas, textures, t, u, v, i, j):  # type: ignore[no-untyped-def]
     """Texture t at (u, v) repeats from one whole level, clamped: for masks, where speed matters more."""
     log_w, log_h = textures[t, 1], textures[t, 2]
