@@ -110,7 +110,7 @@ def _places(leg: Leg, near_junction: NDArray[np.bool_]) -> Array:
     """Where to cut a leg into pieces: often in bends and near junctions, seldom elsewhere."""
     fine = np.arange(leg.line.s[0], leg.line.s[-1] - 0.25, 1.0)
     bent: NDArray[np.bool_] = np.abs(interpolate(fine, leg.line.s, leg.line.kappa)) > 0.004
-    keep = bent | near_junction[: len(fine)] | (np.arange(len(fine)) % 4 == 0)
+    keep = bent | near_junction[: len(fine)] | (np.arange(len(fine)) % 8 == 0)
     keep[-1] = True
     return fine[keep]
 
@@ -182,7 +182,7 @@ def pave_junction(builder: SceneBuilder, plan: Plan, k: int, material: str, albe
 def lay_terrain(builder: SceneBuilder, plan: Plan, hills: Hills, material: str, albedo: float) -> None:
     """Ground around the roads; coarser and a little lower with distance."""
     up = np.array([0.0, -1.0, 0.0])
-    for cell, reach, sink in ((10.0, 70.0, 0.16), (50.0, 420.0, 0.8)):
+    for cell, reach, sink in ((14.0, 70.0, 0.16), (60.0, 420.0, 0.8)):
         (xs, zs), inside = _grid(plan, cell, reach)
         height = np.stack([hills.level(np.full(len(zs), x), zs) for x in xs]) + sink
         for block in np.unique(inside // 4, axis=0):

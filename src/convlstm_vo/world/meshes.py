@@ -150,12 +150,12 @@ def crown(rng: np.random.Generator, mesh: Mesh, leaf: str, size_xyz: tuple[float
     From far away a few large cards stand in.
     """
     size = np.array(size_xyz)
-    few = max(5, round(5 * size_xyz[1] / size_xyz[0]))
+    few = max(4, round(3.5 * size_xyz[1] / size_xyz[0]))
     for number, growth, detail in ((count, 1.0, -1), (few, 1.7, 1)):
         out = unit_vectors(rng, number)
         reach = (0.35 + 0.65 * np.sqrt(rng.random(number)))[:, None]
         middles = out * reach * size * (0.8 if detail < 0 else 0.55) - [0.0, low + size[1], 0.0]
-        half = (0.34 + 0.22 * rng.random(number)) * min(size_xyz) * growth
+        half = (0.36 + 0.22 * rng.random(number)) * min(size_xyz) * growth
         facing = unit_vectors(rng, number) + 0.4 * out
         facing /= np.sqrt((facing * facing).sum(-1, keepdims=True))
         inner = 0.55 + 0.45 * reach[:, 0] - 0.18 * out[:, 1] + 0.3 * (rng.random(number) - 0.5)
@@ -184,7 +184,7 @@ def tree(rng: np.random.Generator, height: float, leaf: str, *, slim: bool = Fal
     pole(mesh, thick, height * 0.65, "bark", rng.uniform(0.1, 0.26), sides=4 if height < 5 else 6, taper=0.5)
     _branches(rng, mesh, thick, bare, height)
     half = (height - bare) / 2
-    return crown(rng, mesh, leaf, (radius, half, radius), bare, int(11 + 2.4 * height), rng.uniform(0.16, 0.34))
+    return crown(rng, mesh, leaf, (radius, half, radius), bare, int(9 + 1.6 * height), rng.uniform(0.16, 0.34))
 
 
 def _branches(rng: np.random.Generator, mesh: Mesh, thick: float, bare: float, height: float) -> None:
@@ -205,7 +205,7 @@ def _branches(rng: np.random.Generator, mesh: Mesh, thick: float, bare: float, h
 
 def thicket(rng: np.random.Generator, height: float, leaf: str) -> Mesh:
     """A tall shrub with leaves down to the ground."""
-    return crown(rng, Mesh(), leaf, (height * 0.42, height * 0.5, height * 0.42), -0.2, int(9 + 2.2 * height),
+    return crown(rng, Mesh(), leaf, (height * 0.42, height * 0.5, height * 0.42), -0.2, int(7 + 1.5 * height),
                  rng.uniform(0.14, 0.34))  # fmt: skip
 
 
@@ -291,7 +291,7 @@ def car(rng: np.random.Generator, *, van: bool = False) -> Mesh:
     for side in (-1.0, 1.0):
         pillar = side * (a + c) / 2 * 1.004
         for z in (back * 0.8, 0.0, front * 0.62):
-            mesh.add(np.array([wall(pillar, z - 0.05, pillar, z + 0.05, waist, top)]), "paint", paint)
+            mesh.add(np.array([wall(pillar, z - 0.05, pillar, z + 0.05, waist, top)]), "paint", paint, detail=-1)
         for z in (-b * 0.62, b * 0.64):
             _wheel(mesh, side * (a + 0.01), z, 0.31)
     _lamps(mesh, a, b, waist)
@@ -310,9 +310,9 @@ def _lamps(mesh: Mesh, a: float, b: float, waist: float) -> None:
     for side in (-1.0, 1.0):
         x = side * a * 0.78
         for z, albedo in ((-b - 0.01, 0.22), (b + 0.01, 0.6)):
-            mesh.add(np.array([wall(x - 0.16, z, x + 0.16, z, waist - 0.26, waist - 0.1)]), "paint", albedo)
+            mesh.add(np.array([wall(x - 0.16, z, x + 0.16, z, waist - 0.26, waist - 0.1)]), "paint", albedo, detail=-1)
     for z in (-b - 0.012, b + 0.012):
-        mesh.add(np.array([wall(-0.26, z, 0.26, z, 0.45, 0.56)]), "sign", 0.6)
+        mesh.add(np.array([wall(-0.26, z, 0.26, z, 0.45, 0.56)]), "sign", 0.6, detail=-1)
 
 
 def cyclist(rng: np.random.Generator) -> Mesh:

@@ -15,7 +15,7 @@ from convlstm_vo.world.streets import Street
 
 Array = NDArray[np.float64]
 VIEW_M = 420.0
-FAR_SHARE = 0.11  # of the focal length: from there on, in metres, a leaf card of half a metre is 4 pixels
+FAR_SHARE = 0.09  # of the focal length: from there on, in metres, a leaf card of half a metre is 4 pixels
 
 
 @dataclasses.dataclass(frozen=True)
