@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -14,7 +16,7 @@ import pytest
 from convlstm_vo.geometry.camera import CameraError
 from convlstm_vo.geometry.files import WriteError
 from convlstm_vo.geometry.trajectory import read_kitti, read_times
-from convlstm_vo.sequences.base import Sequence
+from convlstm_vo.sequences.base import Sequence, read_image
 from convlstm_vo.world import KITTI_CAMERA, Mount, SimulateConfig, WorldError, WorldSequence, endless, simulate
 
 SMALL = KITTI_CAMERA.resized(height=94, width=310)
@@ -94,6 +96,31 @@ def test_an_interrupted_run_is_continued(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in images.iterdir()} == before
     assert kept.stat().st_mtime_ns == stamp
     assert (tmp_path / "a" / "poses" / "00.txt").exists()
+
+
+def test_ctrl_c_leaves_whole_files_and_the_next_run_completes_them(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from convlstm_vo.world import *\n"
+        "if __name__ == '__main__':\n"
+        "    simulate(SimulateConfig(Path(sys.argv[1]), frames=120, height=94, width=310, road='country', seed=5,"
+        " workers=2), progress=False)"
+    )
+    (tmp_path / "run.py").write_text(code)
+    out = tmp_path / "w"
+    process = subprocess.Popen([sys.executable, str(tmp_path / "run.py"), str(out)], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while len(list(out.rglob("*.png"))) < 10 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=20) != 0
+    images = out / "sequences" / "00" / "image_0"
+    written = [path for path in images.iterdir() if not path.name.startswith(".")]
+    assert 10 <= len(written) < 120
+    assert all(read_image(path, size=(94, 310)).any() for path in written)
+    (images / ".000119.png.123").write_bytes(b"half")  # as a power cut would leave
+    simulate(config(out, frames=120), progress=False)
+    assert sorted(path.name for path in images.iterdir()) == [f"{i:06d}.png" for i in range(120)]
+    assert read_kitti(out / "poses" / "00.txt").T_world_camera.shape == (120, 4, 4)
 
 
 def test_a_folder_with_something_else_is_refused(tmp_path: Path) -> None:

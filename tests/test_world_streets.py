@@ -130,9 +130,7 @@ def test_junction_turns_reach_five_degrees_a_frame() -> None:
 
 @pytest.mark.skipif(not GROUND_TRUTH.is_dir(), reason="KITTI's trajectories are not here")
 def test_motion_is_distributed_like_kittis() -> None:
-    world = np.concatenate(
-        [rates_deg(WorldSequence(k, frames=300).drive.T_street_camera) for k in range(24)]
-    )
+    world = np.concatenate([rates_deg(WorldSequence(k, frames=300).drive.T_street_camera) for k in range(24)])
     real = np.concatenate(
         [rates_deg(read_kitti(GROUND_TRUTH / f"{name}.txt").T_world_camera) for name in ("00", "05", "07", "09")]
     )

@@ -310,7 +310,9 @@ def _lamps(mesh: Mesh, a: float, b: float, waist: float) -> None:
     for side in (-1.0, 1.0):
         x = side * a * 0.78
         for z, albedo in ((-b - 0.01, 0.22), (b + 0.01, 0.6)):
-            mesh.add(np.array([wall(x - 0.16, z, x + 0.16, z, waist - 0.26, waist - 0.1)]), "paint", albedo, detail=-1)
+            mesh.add(
+                np.array([wall(x - 0.16, z, x + 0.16, z, waist - 0.26, waist - 0.1)]), "paint", albedo, detail=-1
+            )
     for z in (-b - 0.012, b + 0.012):
         mesh.add(np.array([wall(-0.26, z, 0.26, z, 0.45, 0.56)]), "sign", 0.6, detail=-1)
 

@@ -15,7 +15,8 @@ from convlstm_vo.world.streets import Street
 
 Array = NDArray[np.float64]
 VIEW_M = 420.0
-FAR_SHARE = 0.09  # of the focal length: from there on, in metres, a leaf card of half a metre is 4 pixels
+LEAST_PX = 0.8  # smaller things are left out
+FAR_SHARE = 0.08  # of the focal length: from there on, in metres, a leaf card of half a metre is 4 pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +132,8 @@ class Renderer:
         at = (M[:, :, :3] * scene.middles[:, None, :]).sum(-1) + M[:, :, 3]
         inside = (at @ self._cone.T >= -scene.radii[:, None]).all(1)
         distance = np.sqrt((at * at).sum(-1)) - scene.radii
-        found = np.flatnonzero(inside & (distance < VIEW_M))
+        visible = inside & (distance < VIEW_M) & (scene.radii * self.camera.fx > LEAST_PX * distance)
+        found = np.flatnonzero(visible)
         order = found[np.argsort(distance[found], kind="stable")]
         far = distance[order] > FAR_SHARE * self.camera.fx
         spheres = np.concatenate([at[order], scene.radii[order, None]], 1)

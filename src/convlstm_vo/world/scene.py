@@ -168,8 +168,8 @@ def _layer(pictures: Bank, name: str, repeats: tuple[float, float], strength: fl
     number = pictures.names[name]
     _, log_w, log_h = pictures.textures[number]
     deviations = pictures.deviations[number] * strength
-    # The first level at which the layer changes a tone by less than one grey level in 150.
-    flat = np.flatnonzero(deviations * 150 / 128 < 1.0)
+    # The first level at which the layer changes a tone by less than one grey level in 80.
+    flat = np.flatnonzero(deviations * 80 / 128 < 1.0)
     last = 2.0 * flat[0] if len(flat) else 99.0
     density = [math.log2(repeats[0]) + log_w, math.log2(repeats[1]) + log_h]
     return [number, *repeats, strength, *density, last, pictures.means[number]]

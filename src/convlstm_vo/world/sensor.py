@@ -76,7 +76,8 @@ def develop(light: Light, gain: float, sensor: Sensor, seed: int) -> NDArray[np.
     from convlstm_vo.world.film import expose
 
     if sensor.blur_px > 0:
-        light = cv2.GaussianBlur(light, (5, 5), sensor.blur_px)  # type: ignore[assignment]
+        size = 3 if sensor.blur_px < 0.5 else 5
+        light = cv2.GaussianBlur(light, (size, size), sensor.blur_px)  # type: ignore[assignment]
     y, x = np.random.Generator(np.random.PCG64([seed, 99])).integers(0, 1 << 20, 2)
     h, w = light.shape
     out: NDArray[np.uint8] = np.empty((h, w), np.uint8)

@@ -23,7 +23,7 @@ from convlstm_vo.world.streets import Street, make_street
 
 RoadKind = Literal["town", "country", "motorway", "mixed"]
 KITTI_CAMERA = Camera(718.856, 718.856, 607.1928, 185.2157, height=376, width=1241)
-_EXPOSURE_EVERY = 10
+_EXPOSURE_EVERY = 20
 
 
 def _check(kind: str, frames: int, fps: float, mount: Mount) -> None:
@@ -134,7 +134,7 @@ class WorldSequence:
         return develop(light, gain, self.sensor, self.seed * 100_003 + index)
 
     def _gain(self, index: int) -> float:
-        """Exposure: measured on small pictures once a second, and glided between."""
+        """Exposure: measured on small pictures every 20 frames, and glided between."""
         whole, rest = divmod(index, _EXPOSURE_EVERY)
         a, b = self._key_gain(whole), self._key_gain(whole + 1)
         return a + (b - a) * rest / _EXPOSURE_EVERY

@@ -9,7 +9,8 @@ import json
 import math
 import multiprocessing
 import os
-import shutil
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
@@ -124,17 +125,18 @@ def simulate(config: SimulateConfig, *, progress: bool = True) -> Path:
     jobs = list(_jobs(config))
     workers = min(config.workers or os.cpu_count() or 1, len(jobs))
     context = multiprocessing.get_context("spawn")
-    done = context.Value("q", 0)
+    done, stop = context.Value("q", 0), context.Event()
     if workers == 1:
-        _start_worker(done)
+        _start_worker(done, stop, signal.getsignal(signal.SIGINT))
         for job in _watched([functools.partial(_write_part, config, *job) for job in jobs], config, done, progress):
             job()
         return config.out
-    with ProcessPoolExecutor(workers, context, _start_worker, (done,)) as pool:
+    with ProcessPoolExecutor(workers, context, _start_worker, (done, stop, signal.SIG_IGN)) as pool:
         futures = [pool.submit(_write_part, config, *job) for job in jobs]
         try:
             _watch(futures, config, done, progress)
         except BaseException:
+            stop.set()  # workers finish the frame that they are at; the rest is left for the next run
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return config.out
@@ -159,10 +161,17 @@ def _claim(config: SimulateConfig) -> None:
         if json.loads(marker.read_text()) != json.loads(json.dumps(wanted)):
             raise WorldError(f"{config.out}: holds a simulation with other options (see {MARKER} there); "
                              "repeat those to continue it, or name another folder")  # fmt: skip
+        _sweep(config.out)
         return
     if config.out.is_dir() and any(config.out.iterdir()):
         raise WorldError(f"{config.out}: holds other files; name a new or empty folder")
     write_atomically(marker, json.dumps(wanted, indent=2) + "\n")
+
+
+def _sweep(folder: Path) -> None:
+    """Remove halves of files that a killed run left."""
+    for path in folder.glob("sequences/*/*/.*.png.*"):
+        path.unlink(missing_ok=True)
 
 
 def _identity(config: SimulateConfig) -> dict[str, Any]:
@@ -173,11 +182,15 @@ def _identity(config: SimulateConfig) -> dict[str, Any]:
 
 
 _done: Any = None
+_stop: Any = None
 
 
-def _start_worker(done: Any) -> None:
-    global _done
-    _done = done
+def _start_worker(done: Any, stop: Any, on_interrupt: Any) -> None:
+    """Set a process up: the count of frames, the sign to stop, and who hears Ctrl-C (only the one that watches)."""
+    global _done, _stop
+    _done, _stop = done, stop
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, on_interrupt)
     cv2.setNumThreads(1)
 
 
@@ -190,6 +203,8 @@ def _write_part(config: SimulateConfig, number: int, begin: int, end: int) -> No
     """Write frames begin to end of a sequence that are not there yet, and its tables with the last one."""
     folder = config.out / "sequences" / config.name(number)
     for index in range(begin, end):
+        if _stop.is_set():
+            return
         if not _frame_files(config, folder, index)[-1].exists():
             _write_frame(config, number, folder, index)
         with _done.get_lock():
@@ -296,10 +311,3 @@ def _watched(jobs: list[Any], config: SimulateConfig, done: Any, progress: bool)
         for job in jobs:
             yield job
             bar.update(task, completed=done.value)
-
-
-def free_bytes(path: Path) -> int:
-    """Space left where a folder is, or will be."""
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free
