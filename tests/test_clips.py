@@ -22,6 +22,7 @@ from convlstm_vo.training.clips import (
     EpochPlan,
     augment_photometric,
     collate,
+    photometric_draws,
     sequential_clips,
 )
 
@@ -87,6 +88,18 @@ def test_epochs_differ_and_show_nearly_every_motion() -> None:
     assert len(shown) >= 0.9 * 300
 
 
+def test_weights_say_how_often_a_sequence_is_shown() -> None:
+    plan = EpochPlan((61, 61, 61), 3, 2, 2, NO_AUGMENTATION, seed=0, weights=(1.0, 3.0, 0.5))
+    clips = [clip.sequence for epoch in range(8) for step in plan(epoch) for clip in step]
+    shares = np.bincount(clips) / len(clips)
+    np.testing.assert_allclose(shares, np.array([1, 3, 0.5]) / 4.5, atol=0.06)
+    assert plan.steps == 4.5 * 20 // 2
+    once = dataclasses.replace(plan, weights=())
+    assert once.steps == 30
+    with pytest.raises(ClipError, match="2 weights for 3 sequences"):
+        dataclasses.replace(plan, weights=(1.0, 2.0))
+
+
 def test_a_reset_every_clip_when_nothing_is_carried() -> None:
     plan = EpochPlan((50,), 5, 2, 1, NO_AUGMENTATION, seed=0)
     assert all(clip.fresh for step in plan(0) for clip in step)
@@ -127,16 +140,17 @@ def test_sequential_clips_show_every_motion_once_and_in_order() -> None:
 def test_photometric_changes_are_one_a_clip_and_the_same_from_a_seed() -> None:
     images = torch.randint(0, 256, (6, 3, 1, 4, 5), dtype=torch.uint8)
     images[:, 1] = images[:, 0]
-    first, second = (
-        augment_photometric(images, AugmentConfig(), torch.Generator().manual_seed(3)) for _ in range(2)
-    )
+    first, second = (augment_photometric(images, AugmentConfig(), photometric_draws(6, seed=3)) for _ in range(2))
     torch.testing.assert_close(first, second)
     torch.testing.assert_close(first[:, 1], first[:, 0])
     assert first.min() >= 0 and first.max() <= 255
     change = (first - images.float()).abs().mean((1, 2, 3, 4))
     assert change.min() > 0.5 and change.std() > 0.5
-    unchanged = augment_photometric(images, NO_AUGMENTATION, torch.Generator())
+    unchanged = augment_photometric(images, NO_AUGMENTATION, photometric_draws(6, seed=0))
     torch.testing.assert_close(unchanged, images.float(), atol=0.3, rtol=0)
+    lanes = slice(1, None, 2)  # of one of two processes
+    part = augment_photometric(images[lanes], AugmentConfig(), photometric_draws(6, seed=3)[:, lanes])
+    torch.testing.assert_close(part, first[lanes])
 
 
 def test_batches_move_with_all_their_parts() -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from convlstm_vo import config as plain
 from convlstm_vo.errors import ConvlstmVoError
@@ -77,6 +77,9 @@ class ModelConfig:
     # Head: the cell's output to a motion.
     head: str = "attention"
     """A name in `convlstm_vo.models.heads.HEADS`: linear, attention."""
+    rotation: Literal["rotvec", "matrix"] = "rotvec"
+    """What the head's numbers for the rotation are: a rotation vector, or a 3x3 matrix that is orthogonalised;
+    use matrix for large rotations. The network's motions have a rotation vector either way. ONNX knows no SVD."""
     head_sees_features: bool = False
     """Whether the head sees the encoder's features beside the cell's output (convolutional cells)."""
     head_channels: int = 128
@@ -96,6 +99,8 @@ class ModelConfig:
         for key in ("image_height", "image_width", "hidden_channels", "cell_layers", "correlation_radius"):
             if getattr(self, key) < 1:
                 raise ModelError(f"{key} is {getattr(self, key)}, but must be at least 1")
+        if self.rotation == "matrix" and 0.0 in self.motion_scale[3:]:
+            raise ModelError(f"motion_scale is {self.motion_scale}, but rotation=matrix needs angles other than 0")
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain JSON values."""

@@ -102,6 +102,7 @@ class EpochPlan:
         carry_clips: clips over which the state is carried before it is reset; 0 for whole sequences.
         augment: mirror, reverse and skip are drawn for each walk.
         seed: of the run.
+        weights: how often each sequence is shown in an epoch; empty for once.
     """
 
     lengths: tuple[int, ...]
@@ -110,8 +111,11 @@ class EpochPlan:
     carry_clips: int
     augment: AugmentConfig
     seed: int
+    weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.weights and len(self.weights) != len(self.lengths):
+            raise ClipError(f"{len(self.weights)} weights for {len(self.lengths)} sequences: give one each")
         if not self.lengths or max(self.lengths) <= self.time_steps * min(self.augment.skip):
             raise ClipError(
                 f"sequences of {list(self.lengths)} frames give no clip: one needs {self.time_steps} motions, so "
@@ -121,8 +125,9 @@ class EpochPlan:
     @property
     def steps(self) -> int:
         """Steps in an epoch: each motion is shown about once."""
-        clips = sum((length - 1) // self.time_steps for length in self.lengths)
-        return max(1, clips // self.batch_size)
+        weights = self.weights or [1] * len(self.lengths)
+        clips = sum(w * ((n - 1) // self.time_steps) for w, n in zip(weights, self.lengths, strict=True))
+        return max(1, int(clips // self.batch_size))
 
     def __call__(self, epoch: int) -> Iterator[tuple[Clip, ...]]:
         """The steps of an epoch: one clip for each lane."""
@@ -133,14 +138,23 @@ class EpochPlan:
             for lane in lanes:
                 if not lane:
                     # Lanes never wait: when all walks are dealt out, the sequences are cut anew.
-                    queue = queue or self._walks(rng)
+                    while not queue:
+                        queue = self._walks(rng)
                     lane.extend(queue.pop())
             yield tuple(lane.pop(0) for lane in lanes)
 
     def _walks(self, rng: np.random.Generator) -> list[list[Clip]]:
         """All sequences cut into walks at random places, in random order."""
-        walks = [walk for number in range(len(self.lengths)) for walk in self._cut(number, rng)]
+        numbers = [number for number in range(len(self.lengths)) for _ in range(self._times(number, rng))]
+        walks = [walk for number in numbers for walk in self._cut(number, rng)]
         return [walks[i] for i in rng.permutation(len(walks))]
+
+    def _times(self, sequence: int, rng: np.random.Generator) -> int:
+        """How often a sequence is shown this time: its weight, a fraction of which is drawn."""
+        if not self.weights:
+            return 1
+        whole, fraction = divmod(self.weights[sequence], 1)
+        return int(whole) + int(rng.random() < fraction)
 
     def _cut(self, sequence: int, rng: np.random.Generator) -> Iterator[list[Clip]]:
         length = self.lengths[sequence]
@@ -205,20 +219,30 @@ def _read_clip(sequence: DecodedSequence, clip: Clip) -> tuple[NDArray, NDArray,
     return images, intrinsics, motions
 
 
-def augment_photometric(images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+def photometric_draws(batch_size: int, seed: int) -> Tensor:
+    """Random numbers (3, batch_size) in -1..1 for `augment_photometric`.
+
+    Drawn for the whole batch, on the CPU: every device, and every way of dealing lanes out to processes, sees the
+    same changes.
+    """
+    return torch.rand(3, batch_size, generator=torch.Generator().manual_seed(seed)).mul(2).sub(1)
+
+
+def augment_photometric(images: Tensor, config: AugmentConfig, draws: Tensor) -> Tensor:
     """Change brightness, contrast and gamma of each clip at random.
 
     Args:
         images: (batch, time + 1, channels, height, width), 0..255.
-        generator: on the CPU, so that every device draws the same numbers.
+        draws: (3, batch), see `photometric_draws`.
 
     Returns:
         float32 images of the same shape, 0..255; the same change for all frames of a clip.
     """
-    draw = torch.rand(3, len(images), generator=generator).mul(2).sub(1).to(images.device)
     brightness, contrast, gamma = (
         values[:, None, None, None, None] * limit
-        for values, limit in zip(draw, (config.brightness, config.contrast, config.gamma), strict=True)
+        for values, limit in zip(
+            draws.to(images.device), (config.brightness, config.contrast, config.gamma), strict=True
+        )
     )
     unit = images.float().div(255).clamp(1e-3, 1).pow(gamma.exp())
     return ((unit - 0.5) * (1 + contrast) + 0.5 + brightness).clamp(0, 1).mul(255)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -35,6 +36,9 @@ class TrainConfig:
     """Folder for checkpoints, TensorBoard logs and history.jsonl."""
     sequences: tuple[str, ...] = ()
     """Sequences to learn from; none named: all with ground truth that are not validated on."""
+    weights: tuple[float, ...] = ()
+    """How often each of --sequences is shown in an epoch, one number each (2: twice, 0.5: every other epoch); use
+    it when a kind of driving is rare among the sequences or some labels are poor. None: once each."""
     validate: tuple[str, ...] = ()
     """Sequences to measure on after each epoch; they choose the best checkpoint and stop early."""
     max_sequences: Annotated[int, _also("--trajectory-length")] = 0
@@ -54,8 +58,13 @@ class TrainConfig:
     """Motions in a clip: how far back gradients reach (truncated back-propagation through time)."""
     carry_clips: int = 4
     """Clips over which the recurrent state is carried before it is reset; 1: never carried, 0: whole sequences."""
+    curriculum_epochs: int = 0
+    """Epochs over which clips grow from 2 motions to --time-steps; use it when long clips do not start to learn, or
+    to see more batches early on. 0: full length from the start."""
     epochs: Annotated[int, _also("--train-iter")] = 240
     """Times that each motion is shown."""
+    find_lr: bool = False
+    """Do not train: try learning rates from tiny to huge over some hundred steps, and suggest a --lr."""
     lr: float = 1e-4
     """Peak learning rate of Adam."""
     schedule: Literal["constant", "cosine"] = "cosine"
@@ -79,6 +88,9 @@ class TrainConfig:
     """auto: bf16 where the processor has units for it, otherwise fp32."""
     device: Literal["auto", "cpu"] = "auto"
     """auto: CUDA, Apple MPS or Ascend NPU (torch-npu) where there is one."""
+    checkpoint_activations: bool = False
+    """Recompute the encoder in the backward pass, clip by clip, instead of keeping its activations: a third
+    more work, memory of one clip in place of the batch. For when memory runs out. Not with batch normalisation."""
     seed: int = 0
     resume: bool = False
     """Go on from the last checkpoint in --out."""
@@ -93,8 +105,17 @@ class TrainConfig:
         for name in ("batch_size", "time_steps", "epochs", "accumulate", "save_steps"):
             if getattr(self, name) < 1:
                 raise TrainError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
-        for name in ("carry_clips", "warmup_steps", "weight_decay", "clip_gradient", "patience", "max_sequences"):
-            if getattr(self, name) < 0:
+        for name in (
+            "carry_clips",
+            "warmup_steps",
+            "weight_decay",
+            "clip_gradient",
+            "patience",
+            "max_sequences",
+            "keep_epochs",
+            "curriculum_epochs",
+        ):
+            if not getattr(self, name) >= 0:
                 raise TrainError(f"--{name.replace('_', '-')} {getattr(self, name)}: must not be negative")
         if not self.lr > 0:
             raise TrainError(f"--lr {self.lr}: must be positive")
@@ -102,3 +123,27 @@ class TrainConfig:
             raise TrainError(f"--ema {self.ema}: must lie between 0 and 1 (1 excluded)")
         if overlap := set(self.sequences) & set(self.validate):
             raise TrainError(f"--validate {' '.join(sorted(overlap))}: also in --sequences; keep them apart")
+        self._check_weights()
+        self._check_parts()
+
+    def _check_weights(self) -> None:
+        if not self.weights:
+            return
+        if len(self.weights) != len(self.sequences):
+            raise TrainError(
+                f"--weights: {len(self.weights)} numbers for {len(self.sequences)} --sequences; give one each"
+            )
+        if not all(0 < weight < math.inf for weight in self.weights):
+            raise TrainError(f"--weights {' '.join(map(str, self.weights))}: each must be positive")
+
+    def _check_parts(self) -> None:
+        """Options of parts that contradict each other."""
+        if too_long := [steps for steps in self.loss.drift_steps if steps > self.time_steps]:
+            raise TrainError(
+                f"--loss.drift-steps {too_long[0]}: longer than a clip; raise --time-steps {self.time_steps}"
+            )
+        if self.checkpoint_activations and self.model.batch_norm:
+            raise TrainError(
+                "--checkpoint-activations: computes clip by clip, but --model.batch-norm averages over the batch; "
+                "use one of them, or a smaller --batch-size with more --accumulate"
+            )

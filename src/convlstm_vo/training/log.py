@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +20,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from convlstm_vo.geometry.files import write_atomically
+
 if TYPE_CHECKING:
     from convlstm_vo.training.clips import Batch
-    from convlstm_vo.training.loop import Trainer, Validation
+    from convlstm_vo.training.loop import Trainer
+    from convlstm_vo.training.validation import Validation
 
 _SMOOTHING = 0.95  # of the printed loss and rates; history.jsonl has them as they are
 _SECONDS_BETWEEN_LINES = 30.0  # where output goes to a file instead of a terminal
@@ -46,7 +49,21 @@ class TrainingLog:
 
     def message(self, text: str) -> None:
         """One line on the terminal."""
-        self.console.print(text, highlight=False)
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    def describe(self, line: Callable[[], str]) -> None:
+        """One line that takes a while to find out: not when nobody reads it."""
+        if not self.quiet:
+            self.message(line())
+
+    def forget_after(self, trainer: Trainer) -> None:
+        """Drop rows of history.jsonl later than where a run stands: a killed run will report them again."""
+        path = self.folder / "history.jsonl"
+        if not trainer.accelerator.is_main_process or not path.exists():
+            return
+        position = (trainer.progress.epoch, trainer.progress.step)
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        write_atomically(path, "".join(line for line in lines if _is_before(line, position)))
 
     @contextmanager
     def started(self, trainer: Trainer) -> Iterator[None]:
@@ -54,7 +71,6 @@ class TrainingLog:
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self.quiet:
             self._writer = _tensorboard(self.folder, self)
-        steps = trainer.plan.steps
         columns = [
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(bar_width=24),
@@ -67,9 +83,12 @@ class TrainingLog:
         self._progress = Progress(
             *columns, console=self.console, disable=self.quiet or not self.console.is_terminal
         )
-        done = trainer.progress.epoch * steps + trainer.progress.step
         self._task = self._progress.add_task(
-            "train", total=trainer.config.epochs * steps, completed=done, epoch=trainer.progress.epoch, figures=""
+            "train",
+            total=trainer.total_steps,
+            completed=trainer.steps_done,
+            epoch=trainer.progress.epoch,
+            figures="",
         )
         try:
             with self._progress:
@@ -86,7 +105,7 @@ class TrainingLog:
             self._smooth[name] = _SMOOTHING * self._smooth.get(name, value) + (1 - _SMOOTHING) * value
         self._show(trainer)
         rate = trainer.optimizer.param_groups[0]["lr"]
-        self._record(trainer, "train", {**figures, "learning_rate": rate})
+        self._record(trainer, "train", {**figures, "learning_rate": rate, **trainer.loss.weights()})
 
     def validated(self, trainer: Trainer, result: Validation, better: bool) -> None:
         """After each validation."""
@@ -111,10 +130,9 @@ class TrainingLog:
         now = time.monotonic()
         if not self.console.is_terminal and now - self._last_line > _SECONDS_BETWEEN_LINES:
             self._last_line = now
-            left = (trainer.config.epochs - progress.epoch) * trainer.plan.steps - progress.step
-            minutes = left * s["seconds_per_step"] / 60
+            minutes = (trainer.total_steps - trainer.steps_done) * s["seconds_per_step"] / 60
             self.message(
-                f"epoch {progress.epoch + 1}/{trainer.config.epochs} step {progress.step}/{trainer.plan.steps}  "
+                f"epoch {progress.epoch + 1}/{trainer.config.epochs} step {progress.step}/{trainer.epoch_steps}  "
                 f"{figures}  {minutes:.0f} min left"
             )
             sys.stdout.flush()
@@ -130,6 +148,15 @@ class TrainingLog:
         if self._writer is not None:
             for name, value in figures.items():
                 self._writer.add_scalar(f"{kind}/{name}", value, progress.updates)
+
+
+def _is_before(line: str, position: tuple[int, int]) -> bool:
+    """Whether a row of history.jsonl is whole and not later than (epoch, step)."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return False
+    return (row["epoch"], row["step"]) <= position
 
 
 def _tensorboard(folder: Path, log: TrainingLog) -> Any:

@@ -1,0 +1,75 @@
+"""Where a run computes: device, precision, processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+
+from convlstm_vo.training.config import TrainConfig, TrainError
+
+_DATA_PARALLEL = {
+    DistributedType.NO,
+    DistributedType.MULTI_CPU,
+    DistributedType.MULTI_GPU,
+    DistributedType.MULTI_NPU,
+}
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """The device, precision and processes of a run (accelerate).
+
+    Raises:
+        TrainError: a precision that the device lacks, a way of spreading a network that is not supported, or a
+            batch that cannot be dealt out evenly.
+    """
+    precision = resolve_precision(config)
+    AcceleratorState._reset_state()  # it is a singleton, and would refuse a second run with another precision
+    try:
+        accelerator = Accelerator(
+            cpu=config.device == "cpu", mixed_precision="no" if precision == "fp32" else precision
+        )
+    except ValueError as error:
+        raise TrainError(
+            f"--precision {config.precision} cannot run on this device ({error}); use bf16 or fp32"
+        ) from None
+    _check_processes(accelerator, config)
+    return accelerator
+
+
+def _check_processes(accelerator: Accelerator, config: TrainConfig) -> None:
+    if accelerator.distributed_type not in _DATA_PARALLEL:
+        raise TrainError(
+            f"accelerate is configured for {accelerator.distributed_type.value}, but checkpoints and the weights' "
+            "average know whole weights only: choose plain data parallelism (`accelerate launch --multi_gpu`)"
+        )
+    if config.batch_size % accelerator.num_processes:
+        raise TrainError(
+            f"--batch-size {config.batch_size}: must be a multiple of the {accelerator.num_processes} processes"
+        )
+
+
+def own_lanes(accelerator: Accelerator) -> slice:
+    """The lanes of this process: its clips follow each other, so its recurrent states stay right."""
+    return slice(accelerator.process_index, None, accelerator.num_processes)
+
+
+def on_any_process(flag: bool, accelerator: Accelerator) -> bool:
+    """Whether a flag is set on one process at least; all processes must ask."""
+    if accelerator.num_processes == 1:
+        return flag
+    flags = accelerator.reduce(torch.tensor([float(flag)], device=accelerator.device), "sum")
+    return bool(flags.item())
+
+
+def resolve_precision(config: TrainConfig) -> str:
+    """fp32, bf16 or fp16; `auto` asks the device."""
+    if config.precision != "auto":
+        return config.precision
+    if config.device == "auto" and torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return "bf16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "fp32"

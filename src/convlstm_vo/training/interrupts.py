@@ -1,0 +1,41 @@
+"""Ctrl-C between two steps, never within one: what is saved then is exact."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Interrupts:
+    """Remembers a Ctrl-C (or SIGTERM, where it is treated as one) until the training loop asks for it."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    @contextmanager
+    def deferred(self, tell: Callable[[str], None]) -> Iterator[None]:
+        """Within the block the first signal waits for `asked` to be looked at; a second one interrupts at once."""
+
+        def remember(number: int, frame: FrameType | None) -> None:
+            if self.asked:
+                signal.default_int_handler(number, frame)
+            self.asked = True
+            tell("Stopping after this step (again to stop at once)")
+
+        # Handlers that the program has set itself are left alone; threads cannot set any.
+        main = threading.current_thread() is threading.main_thread()
+        numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if main and _interrupts(n)]
+        for number in numbers:
+            signal.signal(number, remember)
+        try:
+            yield
+        finally:
+            for number in numbers:
+                signal.signal(number, signal.default_int_handler)
+
+
+def _interrupts(number: signal.Signals) -> bool:
+    return signal.getsignal(number) is signal.default_int_handler
