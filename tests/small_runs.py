@@ -48,11 +48,16 @@ def decoded(tree: Path) -> list[DecodedSequence]:
     return [decode_sequence(s, height=48, width=160, channels=1, threads=1) for s in open_kitti(tree)]
 
 
-def train_small(config: TrainConfig, tree: Path) -> Path:
-    """Train on all sequences but the last two, validate on those."""
+def train_small(config: TrainConfig, tree: Path, *, double: bool = False) -> Path:
+    """Train on all sequences but the last two, validate on those; in float64 where sums in another order matter."""
     torch.set_num_threads(1)
     *training, one, other = decoded(tree)
-    return train(config, training, [one, other], TrainingLog(config.out, quiet=True))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64 if double else before)
+    try:
+        return train(config, training, [one, other], TrainingLog(config.out, quiet=True))
+    finally:
+        torch.set_default_dtype(before)
 
 
 def start(target: Any, *args: Any) -> BaseProcess:
@@ -65,7 +70,7 @@ def start(target: Any, *args: Any) -> BaseProcess:
 
 
 def train_as_one_of(rank: int, processes: int, port: int, config: TrainConfig, tree: Path) -> None:
-    """What `accelerate launch` sets up for each of its processes, and the training."""
+    """What `accelerate launch` sets up for each of its processes, and the training in float64."""
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -76,7 +81,7 @@ def train_as_one_of(rank: int, processes: int, port: int, config: TrainConfig, t
         "ACCELERATE_USE_CPU": "true",
     }
     try:
-        train_small(config, tree)
+        train_small(config, tree, double=True)
     finally:
         torch.distributed.destroy_process_group()
 

@@ -114,7 +114,7 @@ def motion_errors(predicted: Tensor, target: Tensor, config: LossConfig) -> tupl
     Returns:
         Two tensors (...).
     """
-    predicted = predicted.float()
+    predicted, target = _in_full(predicted), _in_full(target)
     squared = (predicted - target).square()
     translation, rotation = squared[..., :3].sum(-1), squared[..., 3:].sum(-1)
     if config.rotation == "geodesic":
@@ -123,6 +123,11 @@ def motion_errors(predicted: Tensor, target: Tensor, config: LossConfig) -> tupl
         # The offsets keep the gradient of a length finite at zero; 1 mm and 0.006 degrees are as good as zero.
         translation, rotation = (translation + 1e-6).sqrt(), (rotation + 1e-8).sqrt()
     return translation, rotation
+
+
+def _in_full(motions: Tensor) -> Tensor:
+    """Half precision as float32; float64 stays."""
+    return motions.to(torch.promote_types(motions.dtype, torch.float32))
 
 
 def _rotation_between(first: Tensor, second: Tensor) -> Tensor:
@@ -139,7 +144,7 @@ def compose_motions(motions: Tensor, steps: int) -> Tensor:
     Returns:
         (batch, time - steps + 1, 6).
     """
-    single = se3.matrix_from_motion(motions.float())
+    single = se3.matrix_from_motion(_in_full(motions))
     chained = single
     for step in range(1, steps):
         chained = chained[:, :-1] @ single[:, step:]
