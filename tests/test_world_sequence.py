@@ -183,3 +183,15 @@ def test_parallel_parts_make_the_same_dataset(tmp_path: Path) -> None:
     for index in (0, 19, 20, 39):
         written = cv2.imread(str(tmp_path / "two" / "sequences" / "00" / "image_0" / names[index]), -1)
         assert (written == world[index].image).all()
+
+
+@pytest.mark.slow
+def test_a_thousand_frames_are_the_same_on_disk_and_in_a_stream(tmp_path: Path) -> None:
+    out = tmp_path / "w"
+    simulate(config(out, frames=1000, road="town", workers=2), progress=False)
+    world = next(endless(5, frames=1000, kind="town", camera=SMALL))
+    for frame in world:
+        written = read_image(out / "sequences" / "00" / "image_0" / f"{frame.index:06d}.png")
+        assert (written == frame.image).all()
+    poses = read_kitti(out / "poses" / "00.txt").T_world_camera
+    np.testing.assert_allclose(poses, world.trajectory.T_world_camera, atol=1e-8)

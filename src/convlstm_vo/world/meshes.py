@@ -205,7 +205,7 @@ def _branches(rng: np.random.Generator, mesh: Mesh, thick: float, bare: float, h
 
 def thicket(rng: np.random.Generator, height: float, leaf: str) -> Mesh:
     """A tall shrub with leaves down to the ground."""
-    return crown(rng, Mesh(), leaf, (height * 0.42, height * 0.5, height * 0.42), -0.2, int(7 + 1.5 * height),
+    return crown(rng, Mesh(), leaf, (height * 0.42, height * 0.5, height * 0.42), -0.2, int(6 + 1.3 * height),
                  rng.uniform(0.14, 0.34))  # fmt: skip
 
 

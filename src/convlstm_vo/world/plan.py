@@ -158,7 +158,7 @@ def _meander(rng: np.random.Generator, length_m: float, strength: float = 1.0) -
     # A cubic that starts, ends and sums to zero; sines would not be the same on every machine.
     shape = phase * (1 - phase) * (1 - 2 * phase) * 10.4
     result: Array = shape * (
-        strength * 0.012 * (2 * float(rng.random()) - 1) * max(0.0, 3 * float(rng.random()) - 1)
+        strength * 0.02 * (2 * float(rng.random()) - 1) * max(0.0, 3 * float(rng.random()) - 1)
     )
     return result
 
@@ -174,7 +174,7 @@ def _town_parts(rng: np.random.Generator, length_m: float) -> list[tuple[Array, 
         if kind < 0.5:
             turn = _bend(side * rng.uniform(1.35, 1.75), rng.uniform(5.5, 11.0), rng.uniform(2.5, 5.0))
         elif kind < 0.95:
-            turn = _bend(side * rng.uniform(0.25, 1.3), 18.0 + 90.0 * rng.random() ** 2, rng.uniform(4, 9))
+            turn = _bend(side * rng.uniform(0.3, 1.5), 15.0 + 55.0 * rng.random() ** 2, rng.uniform(4, 9))
         else:
             turn = np.zeros(round(20 / STEP_M))
         heading += float(np.cumsum(turn)[-1]) * STEP_M
@@ -184,7 +184,7 @@ def _town_parts(rng: np.random.Generator, length_m: float) -> list[tuple[Array, 
 
 
 def _open_parts(rng: np.random.Generator, length_m: float, kind: StreetKind) -> list[tuple[Array, bool]]:
-    low, high, most = (45.0, 350.0, 1.3) if kind == "country" else (350.0, 1800.0, 0.5)
+    low, high, most = (35.0, 300.0, 1.4) if kind == "country" else (350.0, 1800.0, 0.5)
     parts: list[tuple[Array, bool]] = []
     heading, total = 0.0, 0.0
     if kind == "motorway" and rng.random() < 0.3:  # a ramp comes first

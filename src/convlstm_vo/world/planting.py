@@ -247,7 +247,7 @@ class Planter:
         rng, hw = self.rng, self.leg.half_width_m
         near, tall = float(rng.uniform(2.2, 7.0)), float(rng.uniform(2.0, 6.5))
         leaf = f"leaf{rng.integers(3)}"
-        for at in np.arange(s, s + run, 0.42 * tall):
+        for at in np.arange(s, s + run, 0.46 * tall):
             d, height = side * (hw + near + rng.uniform(0.3, 0.6) * tall), tall * float(rng.uniform(0.6, 1.3))
             if self.free(float(at), d, 0.42 * height, 0.42 * height, 0.4):
                 self.put(meshes.thicket(rng, height, leaf), float(at), d)

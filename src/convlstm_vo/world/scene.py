@@ -50,12 +50,12 @@ def _leaf(name: str) -> Material:
 
 THINGS: dict[str, Material] = {
     "white": Material(),
-    "plaster": Material("rough", _every(1.7), 0.5, "blotch", _every(9.0), 0.3),
+    "plaster": Material("rough", _every(1.7), 0.65, "blotch", _every(9.0), 0.3),
     "rough": Material("rough", _every(0.9), 0.5),
     "bark": Material("rough", (1 / 0.4, 1 / 2.2), 0.9),
     "bricks": Material("bricks", _every(2.4), 0.8, "blotch", _every(7.0), 0.4),
     "stone": Material("blocks", _every(2.0), 0.9, "blotch", _every(5.0), 0.5),
-    "roof": Material("roof", _every(4.0), 0.8, "blotch", _every(11.0), 0.5),
+    "roof": Material("roof", _every(4.0), 1.2, "blotch", _every(11.0), 0.5),
     "paint": Material("blotch", _every(2.5), 0.25),
     "glass": Material("blotch", _every(1.1), 1.3),
     "metal": Material("blotch", _every(0.7), 0.3, "rough", _every(0.6), 0.2),
@@ -67,7 +67,7 @@ THINGS: dict[str, Material] = {
     "lattice": Material("lattice", (1 / 2.4, 1 / 2.4), 0.5, mask="lattice_mask"),
     "treeline": Material("treeline", (1.0, 1.0), 0.9, "hedge", (9.0, 3.0), 0.5, mask="treeline_mask"),
     "rail": Material("metalrail", (1.0, 1.0), 0.8),
-    **{f"facade{i}": Material(f"facade{i}", (1, 1), 1.0, "rough", (1.3, 1.3), 0.45) for i in range(6)},
+    **{f"facade{i}": Material(f"facade{i}", (1, 1), 1.0, "rough", (1.3, 1.3), 0.6) for i in range(6)},
     **{f"shop{i}": Material(f"shop{i}", (1, 1), 1.0, "rough", (1.3, 1.3), 0.2) for i in range(2)},
     **{name: _leaf(name) for name in ("leaf0", "leaf1", "leaf2", "twigs")},
 }

@@ -130,9 +130,9 @@ def _ground_materials(
     rng: np.random.Generator, builder: SceneBuilder, shadows: list[Shadows | None], plan: Plan
 ) -> None:
     """Materials of the ground: each stretch of 128 m has its own map of shadows."""
-    contrast = (0.07, 0.35, 0.8, 1.2, 1.6)[int(rng.integers(5))] * float(rng.uniform(0.8, 1.2))
+    contrast = (0.07, 0.5, 1.0, 1.5, 2.0)[int(rng.integers(5))] * float(rng.uniform(0.8, 1.2))
     slabs = ("slabs", "bricks", "blocks", "rough")[int(rng.integers(4))]
-    grass = float(rng.uniform(0.8, 1.5))
+    grass = float(rng.uniform(1.0, 1.8))
     size = 1 / float(rng.uniform(1.4, 2.6))
     for k, leg in enumerate(plan.legs):
         marks = _marks(rng, plan, leg)
@@ -216,7 +216,7 @@ def _horizon(builder: SceneBuilder, plan: Plan, hills: Hills, rng: np.random.Gen
             y = float(hills.level(np.array([px]), np.array([pz]))[0]) + 1.2
             wall_ends = (-width / 2 * cosine, width / 2 * sine, width / 2 * cosine, -width / 2 * sine)
             quad = np.array([meshes.wall(*wall_ends, 0.0, height)])
-            uv = np.array([[0, 0], [1, 0], [1, 1.0]]) * [width / 90, 1.0] + [rng.random(), 0.0]
+            uv = np.array([[0, 0.03], [1, 0.03], [1, 0.94]]) * [width / 90, 1.0] + [rng.random(), 0.0]
             builder.put(
                 Mesh().add(quad, "treeline", rng.uniform(0.2, 0.36), uvs=uv, normals=np.array([0.0, -1.0, 0.0])),
                 0.0,
