@@ -95,6 +95,7 @@ def test_weights_and_figures_are_those_of_one_process(runs: tuple[Path, Path]) -
 def test_one_log_and_one_checkpoint(runs: tuple[Path, Path]) -> None:
     one, two = (history(run, "train") for run in runs)
     assert [(row["epoch"], row["step"]) for row in two] == [(row["epoch"], row["step"]) for row in one]
+    assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=1e-6)
     assert {path.name for path in (runs[1] / "checkpoints").iterdir()} == {"best", "last", "last.previous"}
 
 

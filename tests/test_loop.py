@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from convlstm_vo.models.checkpoint import CheckpointError, load_checkpoint
-from convlstm_vo.models.config import ModelConfig, preset
+from convlstm_vo.models.config import preset
 from convlstm_vo.models.network import OdometryNet
 from convlstm_vo.sequences.kitti import open_kitti
 from convlstm_vo.training import devices
@@ -24,36 +24,14 @@ from convlstm_vo.training.ema import WeightAverage
 from convlstm_vo.training.log import TrainingLog
 from convlstm_vo.training.loop import Trainer, train
 from convlstm_vo.training.losses import LossConfig
-from convlstm_vo.training.schedule import learning_rate
+from tests.small_runs import SMALL, small_config
 from tests.trees import write_tree
-
-SMALL: ModelConfig = preset(
-    "tiny", image_height=48, image_width=160, encoder_channels=(8, 8, 8, 8, 8), hidden_channels=8
-)
 
 
 @pytest.fixture(scope="module")
 def sequences(tmp_path_factory: pytest.TempPathFactory) -> list[DecodedSequence]:
     tree = write_tree(tmp_path_factory.mktemp("tree"), {"00": 16, "01": 13})
     return [decode_sequence(sequence, height=48, width=160, channels=1) for sequence in open_kitti(tree)]
-
-
-def config(out: Path, **changes: Any) -> TrainConfig:
-    defaults = TrainConfig(
-        out=out,
-        model=SMALL,
-        batch_size=2,
-        time_steps=3,
-        carry_clips=2,
-        epochs=3,
-        lr=3e-3,
-        warmup_steps=2,
-        precision="fp32",
-        device="cpu",
-        ema=0.9,
-        keep_epochs=0,
-    )
-    return dataclasses.replace(defaults, **changes)
 
 
 def run(options: TrainConfig, sequences: list[DecodedSequence], validate: bool = True) -> Path:
@@ -70,7 +48,7 @@ def history(folder: Path, kind: str) -> list[dict[str, float]]:
 
 
 def test_the_loss_falls(tmp_path: Path, sequences: list[DecodedSequence]) -> None:
-    best = run(config(tmp_path, epochs=12, augment=AugmentConfig(mirror=0, reverse=0)), sequences)
+    best = run(small_config(tmp_path, epochs=12, augment=AugmentConfig(mirror=0, reverse=0)), sequences)
     losses = [row["loss"] for row in history(tmp_path, "train")]
     assert np.mean(losses[-4:]) < 0.1 * np.mean(losses[:4])
     assert best.name == "best" and isinstance(load_checkpoint(best), OdometryNet)
@@ -81,7 +59,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
     tmp_path: Path, sequences: list[DecodedSequence], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Interrupted in the middle of an epoch, between two carried clips; equal bit for bit."""
-    options = config(tmp_path / "whole")
+    options = small_config(tmp_path / "whole")
     run(options, sequences)
     original = TrainingLog.step
 
@@ -104,7 +82,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
 
 
 def test_resuming_something_else_is_refused(tmp_path: Path, sequences: list[DecodedSequence]) -> None:
-    options = config(tmp_path, epochs=1)
+    options = small_config(tmp_path, epochs=1)
     run(options, sequences)
     with pytest.raises(TrainError, match="other sequences or options: batch_size was 2, now 1"):
         run(dataclasses.replace(options, resume=True, batch_size=1), sequences)
@@ -116,8 +94,8 @@ def test_resuming_something_else_is_refused(tmp_path: Path, sequences: list[Deco
 
 
 def test_weights_of_another_run_are_the_start(tmp_path: Path, sequences: list[DecodedSequence]) -> None:
-    first = run(config(tmp_path / "a", epochs=8), sequences)
-    run(config(tmp_path / "b", epochs=1, lr=1e-9, init=first), sequences)
+    first = run(small_config(tmp_path / "a", epochs=8), sequences)
+    run(small_config(tmp_path / "b", epochs=1, lr=1e-9, init=first), sequences)
     expected = weights(first)
     for key, value in weights(tmp_path / "b" / "checkpoints" / "last").items():
         torch.testing.assert_close(value, expected[key], rtol=1e-4, atol=1e-6)
@@ -128,24 +106,24 @@ def test_a_loss_that_is_not_a_number_names_the_frames(tmp_path: Path, sequences:
     poses[:, 0, 3] = np.nan
     bad = dataclasses.replace(sequences[0], T_world_camera=poses)
     with pytest.raises(TrainError, match=r"loss is nan in epoch 0, step 0 \(sequence 00 frames"):
-        run(config(tmp_path), [bad], validate=False)
+        run(small_config(tmp_path), [bad], validate=False)
 
 
 def test_early_stop(tmp_path: Path, sequences: list[DecodedSequence]) -> None:
-    run(config(tmp_path, epochs=30, patience=2, lr=1e-20), sequences)
+    run(small_config(tmp_path, epochs=30, patience=2, lr=1e-20), sequences)
     losses = [row["loss"] for row in history(tmp_path, "validation")]
     assert len(losses) < 30 and min(losses[-2:]) >= min(losses[:-2])
 
 
 def test_accumulated_steps_make_one_update(tmp_path: Path, sequences: list[DecodedSequence]) -> None:
-    run(config(tmp_path, epochs=2, accumulate=2), sequences)
+    run(small_config(tmp_path, epochs=2, accumulate=2), sequences)
     rows = history(tmp_path, "train")
     assert rows[-1]["update"] == pytest.approx(len(rows) / 2, abs=1)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_trains_too(tmp_path: Path, sequences: list[DecodedSequence], precision: str) -> None:
-    run(config(tmp_path, epochs=8, precision=precision), sequences)
+    run(small_config(tmp_path, epochs=8, precision=precision), sequences)
     losses = [row["loss"] for row in history(tmp_path, "train")]
     assert np.mean(losses[-3:]) < 0.6 * losses[0]
 
@@ -158,26 +136,17 @@ def test_a_device_without_the_precision_says_what_to_use(
 
     monkeypatch.setattr(devices, "Accelerator", refuse)
     with pytest.raises(TrainError, match="requires a GPU\\); use bf16 or fp32"):
-        run(config(tmp_path, precision="fp16"), sequences)
+        run(small_config(tmp_path, precision="fp16"), sequences)
 
 
 def test_kept_checkpoints(tmp_path: Path, sequences: list[DecodedSequence]) -> None:
-    run(config(tmp_path, epochs=4, keep_epochs=2), sequences, validate=False)
+    run(small_config(tmp_path, epochs=4, keep_epochs=2), sequences, validate=False)
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {
         "last",
         "last.previous",
         "epoch-0002",
         "epoch-0004",
     }
-
-
-def test_learning_rates() -> None:
-    options = TrainConfig(lr=1.0, warmup_steps=10, schedule="cosine")
-    rates = [learning_rate(update, 110, options) for update in range(111)]
-    assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(1) and rates[110] == pytest.approx(0)
-    assert rates[60] == pytest.approx(0.5)
-    constant = dataclasses.replace(options, schedule="constant", warmup_steps=0)
-    assert {learning_rate(update, 110, constant) for update in range(110)} == {1.0}
 
 
 def test_averages_follow_the_weights() -> None:
@@ -202,6 +171,15 @@ def test_averages_follow_the_weights() -> None:
         ({"lr": math.nan}, "--lr nan: must be positive"),
         ({"ema": 1.0}, "--ema 1.0"),
         ({"patience": -1}, "--patience -1"),
+        ({"keep_epochs": -1}, "--keep-epochs -1"),
+        ({"curriculum_epochs": -2}, "--curriculum-epochs -2"),
+        ({"weights": (1.0,)}, "--weights: 1 numbers for 0 --sequences"),
+        ({"weights": (1.0, 0.0), "sequences": ("00", "01")}, "--weights 1.0 0.0: each must be positive"),
+        (
+            {"loss": LossConfig(drift_steps=(2, 8))},
+            "--loss.drift-steps 8: longer than a clip; raise --time-steps 5",
+        ),
+        ({"model": preset("deepvo"), "checkpoint_activations": True}, "--model.batch-norm averages over the batch"),
         ({"sequences": ("00",), "validate": ("00",)}, "--validate 00: also in --sequences"),
     ],
 )

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -21,7 +22,7 @@ from convlstm_vo.training.log import TrainingLog
 from convlstm_vo.training.loop import Trainer
 from convlstm_vo.training.losses import LossConfig
 from convlstm_vo.training.state import RunCheckpoints, read_training_state
-from tests.small_runs import small_config, start, train_small
+from tests.small_runs import decoded, small_config, start, train_small
 from tests.trees import write_tree
 
 # Everything that has a state of its own: dropout, averages of the weights and of gradients, learned weights of the
@@ -117,13 +118,21 @@ def test_twenty_killed_runs_end_with_the_same_weights(
         assert_equal_runs(config, whole[0])
 
 
+@pytest.fixture(scope="module")
+def finished(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two epochs."""
+    out = tmp_path_factory.mktemp("finished")
+    train_small(small_config(out, epochs=2), tree)
+    return out
+
+
 @pytest.mark.parametrize("file", ["training_state.pt", "model.safetensors"])
 @pytest.mark.parametrize("damage", ["cut", "bit", "gone"])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
-    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, damage: str
+    tree: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, damage: str
 ) -> None:
     config = small_config(tmp_path, epochs=2)
-    train_small(config, tree)
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "checkpoints" / "last" / file
     content = path.read_bytes()
     middle = len(content) // 2
@@ -143,15 +152,13 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
 
 
 def _data(tree: Path) -> tuple[list, list]:
-    from tests.small_runs import decoded
-
     *training, one, other = decoded(tree)
     return training, [one, other]
 
 
-def test_only_damaged_checkpoints_are_an_error(tree: Path, tmp_path: Path) -> None:
+def test_only_damaged_checkpoints_are_an_error(tree: Path, finished: Path, tmp_path: Path) -> None:
     config = small_config(tmp_path, epochs=2)
-    train_small(config, tree)
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     for name in ("last", "last.previous"):
         (tmp_path / "checkpoints" / name / "training_state.pt").write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match=r"last/training_state\.pt: is damaged.*previous/training_state\.pt"):
@@ -195,12 +202,10 @@ def test_an_interrupt_within_a_step_saves_nothing_inexact(
     assert not RunCheckpoints(tmp_path).candidates()
 
 
-def test_a_checkpoint_of_another_version_says_so(tree: Path, tmp_path: Path) -> None:
-    config = small_config(tmp_path, epochs=1)
-    train_small(config, tree)
-    checkpoints = RunCheckpoints(tmp_path)
-    folder = checkpoints.path("last")
-    state = final_state(config)
+def test_a_checkpoint_of_another_version_says_so(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "last"
+    shutil.copytree(finished / "checkpoints" / "last", folder)
+    state = read_training_state(folder)
     torch.save({**state, "format": 1}, folder / "training_state.pt")
     (folder / "checksums.json").write_text("{}")
     with pytest.raises(CheckpointError, match="of another version of convlstm-vo"):

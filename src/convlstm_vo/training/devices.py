@@ -57,12 +57,17 @@ def own_lanes(accelerator: Accelerator) -> slice:
     return slice(accelerator.process_index, None, accelerator.num_processes)
 
 
+def mean_over_processes(value: float, accelerator: Accelerator) -> float:
+    """The mean of a number that each process has; all processes must ask."""
+    if accelerator.num_processes == 1:
+        return value
+    total = accelerator.reduce(torch.tensor([value], device=accelerator.device), "sum")
+    return total.item() / accelerator.num_processes
+
+
 def on_any_process(flag: bool, accelerator: Accelerator) -> bool:
     """Whether a flag is set on one process at least; all processes must ask."""
-    if accelerator.num_processes == 1:
-        return flag
-    flags = accelerator.reduce(torch.tensor([float(flag)], device=accelerator.device), "sum")
-    return bool(flags.item())
+    return mean_over_processes(float(flag), accelerator) > 0
 
 
 def resolve_precision(config: TrainConfig) -> str:

@@ -19,7 +19,13 @@ from convlstm_vo.models.network import State, detach_state, reset_state
 from convlstm_vo.training.cache import DecodedSequence
 from convlstm_vo.training.clips import Batch, Clip, augment_photometric, collate, photometric_draws
 from convlstm_vo.training.config import TrainConfig, TrainError
-from convlstm_vo.training.devices import make_accelerator, on_any_process, own_lanes, resolve_precision
+from convlstm_vo.training.devices import (
+    make_accelerator,
+    mean_over_processes,
+    on_any_process,
+    own_lanes,
+    resolve_precision,
+)
 from convlstm_vo.training.ema import WeightAverage
 from convlstm_vo.training.interrupts import Interrupts
 from convlstm_vo.training.learner import Learner, build_optimizer
@@ -136,7 +142,7 @@ class Trainer:
         started = time.perf_counter()
         for batch in prefetch(self.batches(self.progress.epoch, self.progress.step)):
             self._exact = False
-            loss = self.train_step(batch)
+            loss = mean_over_processes(self.train_step(batch), self.accelerator)
             self.progress.step += 1
             self._exact = True
             now = time.perf_counter()
