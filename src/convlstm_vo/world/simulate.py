@@ -128,7 +128,8 @@ def simulate(config: SimulateConfig, *, progress: bool = True) -> Path:
     done, stop = context.Value("q", 0), context.Event()
     if workers == 1:
         _start_worker(done, stop, signal.getsignal(signal.SIGINT))
-        for job in _watched([functools.partial(_write_part, config, *job) for job in jobs], config, done, progress):
+        short = [functools.partial(_write_part, config, *job) for job in _jobs(config, most=10)]
+        for job in _watched(short, config, done, progress):
             job()
         return config.out
     with ProcessPoolExecutor(workers, context, _start_worker, (done, stop, signal.SIG_IGN)) as pool:
@@ -142,11 +143,11 @@ def simulate(config: SimulateConfig, *, progress: bool = True) -> Path:
     return config.out
 
 
-def _jobs(config: SimulateConfig) -> Iterator[tuple[int, int, int]]:
+def _jobs(config: SimulateConfig, most: int = 1 << 30) -> Iterator[tuple[int, int, int]]:
     """(sequence, first frame, end): whole sequences, or parts of them when there are fewer than workers."""
     workers = config.workers or os.cpu_count() or 1
     parts = max(1, min(math.ceil(workers / config.sequences), config.frames // 20))
-    size = math.ceil(config.frames / parts)
+    size = min(math.ceil(config.frames / parts), most)
     for number in range(config.sequences):
         for begin in range(0, config.frames, size):
             yield number, begin, min(begin + size, config.frames)
