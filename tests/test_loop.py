@@ -21,6 +21,7 @@ from convlstm_vo.training.cache import DecodedSequence, decode_sequence
 from convlstm_vo.training.clips import AugmentConfig
 from convlstm_vo.training.config import TrainConfig, TrainError
 from convlstm_vo.training.ema import WeightAverage
+from convlstm_vo.training.learner import Learner
 from convlstm_vo.training.log import TrainingLog
 from convlstm_vo.training.loop import Trainer, train
 from convlstm_vo.training.losses import LossConfig
@@ -86,6 +87,10 @@ def test_resuming_something_else_is_refused(tmp_path: Path, sequences: list[Deco
     run(options, sequences)
     with pytest.raises(TrainError, match="other sequences or options: batch_size was 2, now 1"):
         run(dataclasses.replace(options, resume=True, batch_size=1), sequences)
+    with pytest.raises(TrainError, match="seed was 0, now 3"):
+        run(dataclasses.replace(options, resume=True, seed=3), sequences)
+    with pytest.raises(TrainError, match=r"lengths was \[16\], now \[16, 13\]"):
+        train(dataclasses.replace(options, resume=True), sequences, [], TrainingLog(tmp_path, quiet=True))
     other = dataclasses.replace(SMALL, hidden_channels=12)
     with pytest.raises(CheckpointError, match="hidden_channels"):
         run(dataclasses.replace(options, resume=True, model=other), sequences)
@@ -107,6 +112,24 @@ def test_a_loss_that_is_not_a_number_names_the_frames(tmp_path: Path, sequences:
     bad = dataclasses.replace(sequences[0], T_world_camera=poses)
     with pytest.raises(TrainError, match=r"loss is nan in epoch 0, step 0 \(sequence 00 frames"):
         run(small_config(tmp_path), [bad], validate=False)
+
+
+def test_a_gradient_that_is_not_a_number_spoils_no_weights(
+    tmp_path: Path, sequences: list[DecodedSequence], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss is finite, its gradient is not; the last good checkpoint is named and stays as it was."""
+    run(small_config(tmp_path, epochs=1), sequences)
+    before = weights(tmp_path / "checkpoints" / "last")
+    forward = Learner.forward
+
+    def spoiled(self: Learner, *args: Any) -> tuple[torch.Tensor, Any]:
+        loss, state = forward(self, *args)
+        return loss + 0 * (next(self.parameters()).sum() * 0).sqrt(), state
+
+    monkeypatch.setattr(Learner, "forward", spoiled)
+    with pytest.raises(TrainError, match=r"gradient's norm is nan .*the last good checkpoint is .*last"):
+        run(small_config(tmp_path, epochs=3, resume=True), sequences)
+    torch.testing.assert_close(weights(tmp_path / "checkpoints" / "last"), before, rtol=0, atol=0)
 
 
 def test_early_stop(tmp_path: Path, sequences: list[DecodedSequence]) -> None:

@@ -70,7 +70,7 @@ class TrainingLog:
         """Within the block a progress bar stands on the terminal and files are open."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self.quiet:
-            self._writer = _tensorboard(self.folder, self)
+            self._writer = _tensorboard(self.folder, self, trainer.progress.updates)
         columns = [
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(bar_width=24),
@@ -159,7 +159,8 @@ def _is_before(line: str, position: tuple[int, int]) -> bool:
     return (row["epoch"], row["step"]) <= position
 
 
-def _tensorboard(folder: Path, log: TrainingLog) -> Any:
+def _tensorboard(folder: Path, log: TrainingLog, updates: int) -> Any:
+    """A writer that hides what a killed run reported after the checkpoint that this one goes on from."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -167,4 +168,4 @@ def _tensorboard(folder: Path, log: TrainingLog) -> Any:
             "No TensorBoard log: pip install 'convlstm-vo[tensorboard]' (history.jsonl has the same figures)"
         )
         return None
-    return SummaryWriter(str(folder / "tensorboard"))
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=updates + 1 if updates else None)

@@ -1,20 +1,17 @@
-"""The training loop: clips in, weights out. What a run is at any moment is in `Trainer.training_state`."""
+"""The training loop: clips in, weights out. What a run is at any moment: `snapshot.py`."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from convlstm_vo.models.checkpoint import load_weights
 from convlstm_vo.models.network import State, detach_state, reset_state
 from convlstm_vo.training.cache import DecodedSequence
 from convlstm_vo.training.clips import Batch, Clip, augment_photometric, collate, photometric_draws
@@ -32,15 +29,8 @@ from convlstm_vo.training.learner import Learner, build_optimizer
 from convlstm_vo.training.log import TrainingLog
 from convlstm_vo.training.memory import describe_memory, explaining_lack_of_memory
 from convlstm_vo.training.schedule import RunPlan, learning_rate
-from convlstm_vo.training.state import (
-    Progress,
-    RunCheckpoints,
-    deal_lanes,
-    gather_lanes,
-    gather_random_states,
-    read_training_state,
-    restore_random_states,
-)
+from convlstm_vo.training.snapshot import capture, check_resumable, restore
+from convlstm_vo.training.state import Progress, RunCheckpoints, read_training_state
 from convlstm_vo.training.validation import Validation, validate
 
 __all__ = ["Trainer", "read_training_state", "train"]
@@ -250,7 +240,7 @@ class Trainer:
 
     def save(self, name: str) -> None:
         """Write a checkpoint: the weights to use, and all that `resume` needs. All processes must call it."""
-        state = self.training_state()
+        state = capture(self)
         if self.accelerator.is_main_process:
             with self._averaged_weights():
                 self.checkpoints.save(name, self.net, state)
@@ -262,24 +252,6 @@ class Trainer:
             return f"Interrupted: saved {self.checkpoints.path('last')}; go on with --resume"
         last = next(iter(self.checkpoints.candidates()), None)
         return f"Interrupted within a step: {f'{last} is' if last else 'nothing is'} saved"
-
-    def training_state(self) -> dict[str, Any]:
-        """All that a resumed run needs, as tensors and plain values."""
-        pending = self.steps_done % self.config.accumulate != 0
-        gradients = {name: weight.grad for name, weight in self.learner.named_parameters()} if pending else {}
-        scaler = self.accelerator.scaler
-        return {
-            "weights": {key: value.clone() for key, value in self.net.state_dict().items()},
-            "loss": self.loss.state_dict(),
-            "ema": self.ema.state_dict() if self.ema is not None else None,
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": scaler.state_dict() if scaler is not None else None,
-            "gradients": gradients,
-            "progress": dataclasses.asdict(self.progress),
-            "recurrent_state": gather_lanes(self.state, self.accelerator),
-            "random_states": gather_random_states(self.accelerator),
-            "run": self.run_plan.identity(),
-        }
 
     def resume(self) -> None:
         """Go on where the newest whole checkpoint stands.
@@ -296,42 +268,12 @@ class Trainer:
             self.log.message(f"Nothing to resume in {self.checkpoints.folder}: starting anew")
             return
         folder, state = found
-        self._check_resumable(folder, state)
-        self._restore(state)
+        check_resumable(self, folder, state)
+        restore(self, state)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self.checkpoints.set_aside_newer(folder)
         self.log.message(f"Resumed {folder}: epoch {self.progress.epoch}, step {self.progress.step}")
-
-    def _check_resumable(self, folder: Path, state: dict[str, Any]) -> None:
-        for key, value in self.run_plan.identity().items():
-            if state["run"][key] != value:
-                raise TrainError(
-                    f"{folder}: was trained with other sequences or options: {key} was {state['run'][key]}, now "
-                    f"{value}; resume with the same ones, or start from its weights with --init"
-                )
-        if state["loss"].keys() != self.loss.state_dict().keys():
-            raise TrainError(
-                f"{folder}: was trained with{'' if state['loss'] else 'out'} --loss.learned-weights; resume with "
-                "the same options, or start from its weights with --init"
-            )
-        load_weights(self.net, folder)  # names the first difference of another architecture
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        """Everything as `training_state` found it; the number of processes may be another one."""
-        self.net.load_state_dict(state["weights"])
-        self.loss.load_state_dict(state["loss"])
-        if self.ema is not None and state["ema"] is not None:
-            self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.accelerator.scaler is not None and state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        weights = dict(self.learner.named_parameters())
-        for name, gradient in state["gradients"].items():
-            weights[name].grad = gradient.to(weights[name].device) if gradient is not None else None
-        self.progress = Progress(**state["progress"])
-        self.state = deal_lanes(state["recurrent_state"], self.lanes, self.accelerator.device)
-        restore_random_states(state["random_states"], self.accelerator)
 
 
 def prefetch(batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -67,9 +67,9 @@ class RunPlan:
         """Steps in the whole run."""
         return self.steps_before(self.config.epochs)
 
-    def identity(self) -> dict[str, list[int] | list[float] | int]:
+    def identity(self) -> dict[str, list[int] | list[float] | int | float]:
         """What must stay the same for a run to be resumed."""
-        names = ("batch_size", "time_steps", "carry_clips", "curriculum_epochs", "accumulate", "seed")
+        names = ("batch_size", "time_steps", "carry_clips", "curriculum_epochs", "accumulate", "seed", "ema")
         return {
             "lengths": list(self.lengths),
             "weights": list(self.config.weights),

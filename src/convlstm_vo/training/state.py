@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 
 from convlstm_vo.models.checkpoint import CheckpointError, save_checkpoint
-from convlstm_vo.models.network import OdometryNet, State
+from convlstm_vo.models.network import OdometryNet
 
 STATE_FILE = "training_state.pt"
 CHECKSUM_FILE = "checksums.json"
@@ -171,39 +169,3 @@ def _crc(path: Path) -> int:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-# --- what each process has for itself: random numbers and the recurrent states of its lanes ----------------------
-
-
-def gather_random_states(accelerator: Accelerator) -> list[dict[str, torch.Tensor]]:
-    """The states of torch's generators (dropout), one entry a process."""
-    own = {"cpu": torch.get_rng_state()}
-    if accelerator.device.type == "cuda":
-        own["cuda"] = torch.cuda.get_rng_state(accelerator.device)
-    return gather_object([own]) if accelerator.num_processes > 1 else [own]
-
-
-def restore_random_states(states: list[dict[str, torch.Tensor]], accelerator: Accelerator) -> None:
-    """Set the generators of this process; with another number of processes they stay as seeded."""
-    if len(states) != accelerator.num_processes:
-        return
-    own = states[accelerator.process_index]
-    torch.set_rng_state(own["cpu"])
-    if "cuda" in own and accelerator.device.type == "cuda":
-        torch.cuda.set_rng_state(own["cuda"], accelerator.device)
-
-
-def gather_lanes(state: State | None, accelerator: Accelerator) -> State | None:
-    """Recurrent states of all lanes in their order, from those of each process (lanes rank::processes)."""
-    if state is None or accelerator.num_processes == 1:
-        return state
-    processes = accelerator.num_processes
-    # Gathered, they stand by process and then by lane.
-    gathered = (accelerator.gather(part).unflatten(0, (processes, -1)) for part in state)
-    return tuple(part.transpose(0, 1).flatten(0, 1).contiguous() for part in gathered)
-
-
-def deal_lanes(state: State | None, lanes: slice, device: torch.device) -> State | None:
-    """The part of `gather_lanes` that belongs to one process, whatever the number of processes was."""
-    return None if state is None else tuple(part[lanes].to(device) for part in state)
