@@ -72,3 +72,29 @@ def test_ctrl_c_leaves_a_usable_checkpoint(tmp_path: Path) -> None:
     assert "Interrupted" in output and "Traceback" not in output
     load_checkpoint(run / "checkpoints" / "last")
     assert read_training_state(run / "checkpoints" / "last")["progress"]["updates"] > 0
+
+
+def test_training_on_endless_streets(tmp_path: Path) -> None:
+    """Rendered while the network learns; an interrupted run resumes on the streets that it would have seen."""
+    small = ["--preset", "tiny", "--model.image-height", "48", "--model.image-width", "160", "--time-steps", "3"]
+    world = [
+        "--world.drives",
+        "2",
+        "--world.frames",
+        "8",
+        "--batch-size",
+        "2",
+        "--device",
+        "cpu",
+        "--precision",
+        "fp32",
+    ]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    options = ["train", *small, *world, "--schedule", "constant", "--out"]
+    cli.main([*options, str(whole), "--epochs", "2"])
+    cli.main([*options, str(parts), "--epochs", "1"])
+    cli.main([*options, str(parts), "--epochs", "2", "--resume"])
+    first, second = (load_checkpoint(out / "checkpoints" / "last").state_dict() for out in (whole, parts))
+    for name, value in first.items():
+        np.testing.assert_array_equal(value.numpy(), second[name].numpy())
+    assert not (tmp_path / "whole" / "sequences").exists()

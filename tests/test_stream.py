@@ -14,6 +14,7 @@ from convlstm_vo.training.stream import SequenceStream
 from tests.trees import write_tree
 
 SIZE = {"height": 24, "width": 80, "channels": 1}
+STREAM = {**SIZE, "frames": 5, "workers": 1}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def make(root: Path, number: int) -> KittiSequence:
 
 
 def test_epochs_are_fresh_and_repeatable(tree: Path) -> None:
-    stream = SequenceStream(functools.partial(make, tree), 2, **SIZE, workers=1)
+    stream = SequenceStream(functools.partial(make, tree), 2, **STREAM)
     try:
         epochs = [stream(epoch) for epoch in (0, 1, 0)]
     finally:
@@ -42,7 +43,7 @@ def test_epochs_are_fresh_and_repeatable(tree: Path) -> None:
 
 def test_an_error_in_another_process_arrives_whole(tree: Path) -> None:
     (tree / "poses" / "04.txt").unlink()
-    stream = SequenceStream(functools.partial(make, tree), 4, **SIZE, workers=1)
+    stream = SequenceStream(functools.partial(make, tree), 4, **STREAM)
     try:
         stream._begin(1)
         with pytest.raises(CacheError, match="sequence 04: has no ground-truth poses"):

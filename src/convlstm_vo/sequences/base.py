@@ -53,7 +53,8 @@ class Stream(Protocol):
 class Sequence(Stream, Protocol):
     """Frames that can be read in any order, with the camera's trajectory where it is known."""
 
-    trajectory: Trajectory | None
+    @property
+    def trajectory(self) -> Trajectory | None: ...
 
     def __len__(self) -> int: ...
 

@@ -27,6 +27,30 @@ def _also(*names: str) -> object:
 
 
 @dataclasses.dataclass(frozen=True)
+class WorldConfig:
+    """Drives through built-in streets, rendered while the network learns: no disk, no street shown twice."""
+
+    drives: int = 0
+    """Drives in an epoch; 0: learn from --data."""
+    frames: int = 240
+    """Frames of each drive."""
+    road: Literal["town", "country", "motorway", "mixed"] = "mixed"
+    """Kind of road."""
+    look: Literal["clean", "random"] = "random"
+    """random: exposure, blur, noise, vignetting and JPEG are drawn for each drive."""
+    mounting: Literal["fixed", "random"] = "fixed"
+    """random: camera height (1 to 3 m) and angles are drawn for each drive."""
+    fps: float = 10.0
+    """Frames a second."""
+    first_seed: int = 1_000_000
+    """Street of the first drive; the others count up, far from those of `convlstm-vo simulate`."""
+
+    def __post_init__(self) -> None:
+        if self.drives < 0 or self.frames < 2:
+            raise TrainError(f"--world.drives {self.drives}, --world.frames {self.frames}: at least 0 and 2")
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """Train a network on a KITTI-layout tree. Names in brackets are those of the original's scripts."""
 
@@ -34,6 +58,7 @@ class TrainConfig:
     """KITTI odometry tree: sequences/NAME/image_0, calib.txt, times.txt and poses/NAME.txt."""
     out: Annotated[Path, _also("--outputpath")] = Path("runs/train")
     """Folder for checkpoints, TensorBoard logs and history.jsonl."""
+    world: WorldConfig = dataclasses.field(default_factory=WorldConfig)
     sequences: tuple[str, ...] = ()
     """Sequences to learn from; none named: all with ground truth that are not validated on."""
     weights: tuple[float, ...] = ()

@@ -31,13 +31,17 @@ from convlstm_vo.training.memory import describe_memory, explaining_lack_of_memo
 from convlstm_vo.training.schedule import RunPlan, learning_rate
 from convlstm_vo.training.snapshot import capture, check_resumable, restore
 from convlstm_vo.training.state import Progress, RunCheckpoints, read_training_state
+from convlstm_vo.training.stream import SequenceStream
 from convlstm_vo.training.validation import Validation, validate
 
 __all__ = ["Trainer", "read_training_state", "train"]
 
 
 def train(
-    config: TrainConfig, sequences: list[DecodedSequence], validation: list[DecodedSequence], log: TrainingLog
+    config: TrainConfig,
+    sequences: list[DecodedSequence] | SequenceStream,
+    validation: list[DecodedSequence],
+    log: TrainingLog,
 ) -> Path:
     """Train a network and return the folder of its best checkpoint (the last one without validation).
 
@@ -64,7 +68,7 @@ class Trainer:
 
     Args:
         config: what to do.
-        sequences: to learn from.
+        sequences: to learn from: the same in all epochs, or a stream of fresh ones.
         validation: to measure on after each epoch; may be empty.
         log: told of every step.
 
@@ -75,14 +79,16 @@ class Trainer:
     def __init__(
         self,
         config: TrainConfig,
-        sequences: list[DecodedSequence],
+        sequences: list[DecodedSequence] | SequenceStream,
         validation: list[DecodedSequence],
         log: TrainingLog,
     ) -> None:
-        self.config, self.sequences, self.validation, self.log = config, sequences, validation, log
+        self.config, self.validation, self.log = config, validation, log
+        self.stream = sequences if isinstance(sequences, SequenceStream) else None
+        self.sequences = [] if isinstance(sequences, SequenceStream) else sequences
         self.accelerator = make_accelerator(config)
         self.lanes = own_lanes(self.accelerator)
-        self.run_plan = RunPlan(config, tuple(map(len, sequences)))
+        self.run_plan = RunPlan(config, self.stream.lengths if self.stream else tuple(map(len, self.sequences)))
         self.total_steps = self.run_plan.steps
         self.checkpoints = RunCheckpoints(config.out)
         self.learner = Learner(config, self.accelerator.process_index)
@@ -149,6 +155,8 @@ class Trainer:
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """This process's part of an epoch's batches from a step on."""
+        if self.stream is not None:
+            self.sequences = self.stream(epoch, ahead=epoch + 1 < self.config.epochs)
         for clips in itertools.islice(self.run_plan.epoch(epoch)(epoch), start, None):
             yield collate(self.sequences, clips[self.lanes])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from pathlib import Path
 
@@ -11,12 +12,14 @@ from accelerate import PartialState
 from convlstm_vo.config import to_dict
 from convlstm_vo.geometry.files import write_atomically
 from convlstm_vo.progress import progress
+from convlstm_vo.sequences.base import Sequence
 from convlstm_vo.sequences.kitti import open_kitti, sequence_names
 from convlstm_vo.training.cache import DecodedSequence, decode_sequence, default_cache_folder
-from convlstm_vo.training.config import TrainConfig, TrainError
+from convlstm_vo.training.config import TrainConfig, TrainError, WorldConfig
 from convlstm_vo.training.log import TrainingLog
 from convlstm_vo.training.loop import train
 from convlstm_vo.training.state import RunCheckpoints
+from convlstm_vo.training.stream import SequenceStream
 
 
 def run_training(config: TrainConfig) -> Path:
@@ -35,10 +38,16 @@ def run_training(config: TrainConfig) -> Path:
         raise TrainError(f"{found[0]}: a run is there already; go on with --resume or choose another --out")
     if processes.is_main_process:
         write_atomically(config.out / "train.json", json.dumps(to_dict(config), indent=2) + "\n")
-    return train(config, training, validation, log)
+    try:
+        return train(config, training, validation, log)
+    finally:
+        if isinstance(training, SequenceStream):
+            training.close()
 
 
-def suggest_learning_rate(config: TrainConfig, training: list[DecodedSequence], log: TrainingLog) -> Path:
+def suggest_learning_rate(
+    config: TrainConfig, training: list[DecodedSequence] | SequenceStream, log: TrainingLog
+) -> Path:
     """Print and draw the losses of growing learning rates; the picture."""
     from convlstm_vo.training.finder import find_learning_rate
 
@@ -49,25 +58,71 @@ def suggest_learning_rate(config: TrainConfig, training: list[DecodedSequence], 
     return curve.save(config.out) if not log.quiet else config.out
 
 
+def world_drive(config: WorldConfig, number: int) -> Sequence:
+    """One drive of the endless stream, in KITTI's camera at half its size, not rendered yet."""
+    from convlstm_vo.world import KITTI_CAMERA, WorldSequence
+
+    return WorldSequence(
+        config.first_seed + number,
+        frames=config.frames,
+        kind=config.road,
+        camera=KITTI_CAMERA.resized(height=188, width=620),
+        fps=config.fps,
+        mount="random" if config.mounting == "random" else None,
+        sensor="random" if config.look == "random" else None,
+    )
+
+
 def load_training_data(
     config: TrainConfig, *, quiet: bool = False
-) -> tuple[list[DecodedSequence], list[DecodedSequence]]:
-    """Decoded training and validation sequences; ``quiet`` without a progress bar."""
-    if config.data is None:
-        raise TrainError("--data DIR is missing: a KITTI odometry tree (`convlstm-vo simulate` makes one)")
+) -> tuple[list[DecodedSequence] | SequenceStream, list[DecodedSequence]]:
+    """Training sequences, decoded or as a stream, and decoded validation sequences; ``quiet`` without a bar."""
+    if config.world.drives:
+        validation = _decode(config, config.validate, quiet=quiet) if config.validate else []
+        return _endless(config), validation
     names = config.sequences or tuple(
         name
-        for name in sequence_names(config.data)
-        if name not in config.validate and (config.data / "poses" / f"{name}.txt").exists()
+        for name in sequence_names(_data(config))
+        if name not in config.validate and (_data(config) / "poses" / f"{name}.txt").exists()
     )
+    if not names:
+        raise TrainError(f"{config.data}: no sequence with ground truth to learn from (poses/NAME.txt)")
     names = names[: config.max_sequences or None]
-    sequences = open_kitti(config.data, names, camera=config.camera)
-    validation = open_kitti(config.data, config.validate, camera=config.camera) if config.validate else []
+    decoded = _decode(config, (*names, *config.validate), quiet=quiet)
+    return decoded[: -len(config.validate) or None], decoded[len(decoded) - len(config.validate) :]
+
+
+def _data(config: TrainConfig) -> Path:
+    if config.data is None:
+        raise TrainError(
+            "--data DIR is missing: a KITTI odometry tree (`convlstm-vo simulate` makes one); or learn from "
+            "endless built-in streets with --world.drives 16"
+        )
+    return config.data
+
+
+def _endless(config: TrainConfig) -> SequenceStream:
+    model = config.model
+    return SequenceStream(
+        functools.partial(world_drive, config.world),
+        config.world.drives,
+        frames=config.world.frames,
+        height=model.image_height,
+        width=model.image_width,
+        channels=model.image_channels,
+    )
+
+
+def _decode(config: TrainConfig, names: tuple[str, ...], *, quiet: bool) -> list[DecodedSequence]:
+    """The named sequences of --data, decoded once and for all."""
+    sequences = open_kitti(_data(config), names, camera=config.camera)
     model = config.model
     size = {"height": model.image_height, "width": model.image_width, "channels": model.image_channels}
     folder = config.cache or default_cache_folder()
-    total = sum(map(len, [*sequences, *validation]))
-    bar = contextlib.nullcontext(lambda count: None) if quiet else progress("Decoding frames", total)
+    bar = (
+        contextlib.nullcontext(lambda count: None)
+        if quiet
+        else progress("Decoding frames", sum(map(len, sequences)))
+    )
     with bar as advance:
-        decoded = [decode_sequence(s, **size, folder=folder, advance=advance) for s in [*sequences, *validation]]
-    return decoded[: len(sequences)], decoded[len(sequences) :]
+        return [decode_sequence(sequence, **size, folder=folder, advance=advance) for sequence in sequences]

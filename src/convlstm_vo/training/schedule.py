@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
+from convlstm_vo.config import to_dict
 from convlstm_vo.training.clips import EpochPlan
 from convlstm_vo.training.config import TrainConfig
 
@@ -67,11 +69,12 @@ class RunPlan:
         """Steps in the whole run."""
         return self.steps_before(self.config.epochs)
 
-    def identity(self) -> dict[str, list[int] | list[float] | int | float]:
+    def identity(self) -> dict[str, Any]:
         """What must stay the same for a run to be resumed."""
         names = ("batch_size", "time_steps", "carry_clips", "curriculum_epochs", "accumulate", "seed", "ema")
         return {
             "lengths": list(self.lengths),
             "weights": list(self.config.weights),
+            "world": to_dict(self.config.world),
             **{name: getattr(self.config, name) for name in names},
         }

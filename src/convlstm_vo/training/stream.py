@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 
 from convlstm_vo.sequences.base import Sequence
-from convlstm_vo.training.cache import DecodedSequence, decode_sequence
+from convlstm_vo.training.cache import CacheError, DecodedSequence, decode_sequence
 
 
 class SequenceStream:
@@ -18,6 +18,7 @@ class SequenceStream:
         make: gives sequence number 0, 1, 2, …; it and what it gives are sent to other processes, so both must be
             picklable (a function at the top of a module; a sequence that is decoded or rendered lazily).
         per_epoch: how many sequences make an epoch.
+        frames: of each of them.
         height, width, channels: of the decoded frames.
         workers: processes; by default all cores.
 
@@ -30,25 +31,33 @@ class SequenceStream:
         make: Callable[[int], Sequence],
         per_epoch: int,
         *,
+        frames: int,
         height: int,
         width: int,
         channels: int,
         workers: int | None = None,
     ) -> None:
         self._make, self._per_epoch = make, per_epoch
+        self.lengths = (frames,) * per_epoch
         self._size = (height, width, channels)
         self._workers = workers or os.cpu_count() or 1
         self._pool: ProcessPoolExecutor | None = None
         self._pending: dict[int, list[Future[DecodedSequence]]] = {}
 
-    def __call__(self, epoch: int) -> list[DecodedSequence]:
-        """The sequences of an epoch; those of the next one are begun."""
+    def __call__(self, epoch: int, *, ahead: bool = True) -> list[DecodedSequence]:
+        """The sequences of an epoch; those of the next one are begun, unless ``ahead`` is false."""
         for number in [key for key in self._pending if key not in (epoch, epoch + 1)]:
             for future in self._pending.pop(number):
                 future.cancel()
         self._begin(epoch)
-        self._begin(epoch + 1)
-        return [future.result() for future in self._pending.pop(epoch)]
+        if ahead:
+            self._begin(epoch + 1)
+        sequences = [future.result() for future in self._pending.pop(epoch)]
+        if tuple(map(len, sequences)) != self.lengths:
+            raise CacheError(
+                f"sequences of {list(map(len, sequences))} frames, where {self.lengths[0]} were promised"
+            )
+        return sequences
 
     def _begin(self, epoch: int) -> None:
         if epoch in self._pending:
