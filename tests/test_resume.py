@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from convlstm_vo.models.checkpoint import CheckpointError, load_checkpoint
+from convlstm_vo.training import interrupts as interrupts_module
 from convlstm_vo.training.config import TrainConfig
 from convlstm_vo.training.interrupts import Interrupts
 from convlstm_vo.training.log import TrainingLog
@@ -181,12 +182,14 @@ def test_a_kill_between_two_renames_loses_nothing(tmp_path: Path) -> None:
     assert [path.name for path in checkpoints.candidates()] == ["last.new", "last.previous"]
 
 
-def test_the_first_ctrl_c_waits_and_the_second_does_not() -> None:
+def test_the_first_ctrl_c_waits_and_the_second_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     interrupts, before = Interrupts(), signal.getsignal(signal.SIGINT)
     with interrupts.deferred(told.append):
         os.kill(os.getpid(), signal.SIGINT)
         assert interrupts.asked and told == ["Stopping after this step (again to stop at once)"]
+        os.kill(os.getpid(), signal.SIGINT)  # the same one, from a launcher
+        monkeypatch.setattr(interrupts_module, "_SAME_SECONDS", 0.0)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before

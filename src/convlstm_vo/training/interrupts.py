@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+# Under torchrun one Ctrl-C arrives twice: from the terminal and from the launcher.
+_SAME_SECONDS = 1.0
 
 
 class Interrupts:
@@ -14,6 +18,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.asked = False
+        self._since = 0.0
 
     @contextmanager
     def deferred(self, tell: Callable[[str], None]) -> Iterator[None]:
@@ -21,8 +26,10 @@ class Interrupts:
 
         def remember(number: int, frame: FrameType | None) -> None:
             if self.asked:
-                signal.default_int_handler(number, frame)
-            self.asked = True
+                if time.monotonic() - self._since > _SAME_SECONDS:
+                    signal.default_int_handler(number, frame)
+                return
+            self.asked, self._since = True, time.monotonic()
             tell("Stopping after this step (again to stop at once)")
 
         # Handlers that the program has set itself are left alone; threads cannot set any.
