@@ -124,11 +124,15 @@ def odometry_statistics(a: Image, b: Image, camera: Camera, T: NDArray) -> dict[
     E, mask = cv2.findEssentialMat(q, p, camera.matrix(), cv2.RANSAC, 0.999, 0.5)
     _, R, t, _ = cv2.recoverPose(E[:3], q, p, camera.matrix(), mask=mask.copy())
     rotation = np.degrees(np.linalg.norm(cv2.Rodrigues(R @ T[:3, :3].T)[0]))
+    fitted = np.eye(4)
+    fitted[:3, :3], fitted[:3, 3] = R, t.ravel()
     cosine = float(t.ravel() @ T[:3, 3] / np.linalg.norm(T[:3, 3]))
     return {
         "KLT corners": float(len(corners)),
         "KLT share tracked": float(good.mean()),
         "KLT off the epipolar line, median px": float(np.median(epipolar_distance(camera, T, p, q))),
+        # From the line of the fitted motion: noise of the true poses, which only real frames have, drops out.
+        "KLT off the fitted line, median px": float(np.median(epipolar_distance(camera, fitted, p, q))),
         "E inliers": float(mask.mean()),
         "E rotation error, degrees": float(rotation),
         "E direction error, degrees": float(np.degrees(np.arccos(np.clip(cosine, -1, 1)))),
