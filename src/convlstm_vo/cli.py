@@ -94,7 +94,9 @@ def train(argv: list[str]) -> None:
     config = parse_train(argv)
     from convlstm_vo.training.run import run_training
 
-    print(f"Best checkpoint: {run_training(config)}")
+    path = run_training(config)
+    if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+        print(f"{'Curve' if config.find_lr else 'Best checkpoint'}: {path}")
 
 
 def parse_train(argv: list[str]) -> TrainConfig:
