@@ -226,9 +226,9 @@ def run(argv: list[str]) -> None:
                 advance(1)
     finally:
         if count and (out / "trajectory.txt").exists():
-            paths = {"estimate": sketch.trajectory()}
             truth = getattr(stream, "trajectory", None)
-            trajectory_picture(out / "trajectory.png", paths | ({"ground truth": truth} if truth else {}))
+            paths = {"ground_truth": truth.from_first_pose()} if truth else {}
+            trajectory_picture(out / "trajectory.png", paths | {"network": sketch.trajectory()})
             rate = f"{1000 * seconds / count:.1f} ms a frame (decoding excluded)"
             print(f"{count} frames, {rate}: {out / 'trajectory.txt'}")
 

@@ -49,7 +49,7 @@ def run_demo(options: DemoOptions) -> Path:
         data=data, sequences=(unseen,), checkpoint=checkpoint, json=options.out / "results.json", save=out
     )
     report = run_evaluation(measured, "convlstm-vo demo")
-    paths = {"ground truth": data / "poses" / f"{unseen}.txt", "network": out / f"{unseen}.txt"}
+    paths = {"ground_truth": data / "poses" / f"{unseen}.txt", "network": out / f"{unseen}.txt"}
     trajectory_picture(options.out / "trajectory.png", {name: read_kitti(path) for name, path in paths.items()})
     return report
 
