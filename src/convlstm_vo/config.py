@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import tomllib
 import types
 import typing
 from pathlib import Path
@@ -118,10 +119,6 @@ def _describe(hint: Any) -> str:
 
 def read_toml(path: Path) -> dict[str, Any]:
     """A recipe: differences from the defaults, as TOML."""
-    try:
-        import tomllib
-    except ModuleNotFoundError:  # Python 3.10
-        import tomli as tomllib  # type: ignore[no-redef, import-not-found]
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
