@@ -12,8 +12,8 @@ import math
 
 import numpy as np
 
-from convlstm_vo.world.compiling import strict
-from convlstm_vo.world.texels import log2, sample_fast
+from convlstm_vo.world.compiling import strict, strict_inline
+from convlstm_vo.world.texels import bilinear, log2, version
 
 # Four samples a pixel, each with its own x and y: an edge of any slope has four steps of coverage.
 SAMPLE_X = np.array([-0.125, 0.375, -0.375, 0.125])
@@ -27,25 +27,36 @@ NEAR_M = 0.05
 FAR_IZ = 1e-4  # 10 km
 
 
-@strict
+@strict_inline
 def _to_pixel_plane(n0, n1, n2, fx, fy, cx, cy):  # type: ignore[no-untyped-def]
     """n . ray as a function of the pixel: (X, Y, C)."""
     x, y = n0 / fx, n1 / fy
     return x, y, n2 - x * cx - y * cy
 
 
-@strict
-def _set_bound(edges, i, a, b, c):  # type: ignore[no-untyped-def]
-    """Keep the half plane a x + b y + c >= 0 as a bound on x for a given y: (slope, offset, which side)."""
-    if a > 1e-14 or a < -1e-14:
-        edges[i, 0], edges[i, 1], edges[i, 2] = -b / a, -c / a, 1.0 if a > 0.0 else -1.0
+@strict_inline
+def _set_bound(edges, i, a, b, c, width):  # type: ignore[no-untyped-def]
+    """Keep the half plane a x + b y + c >= 0 as bounds on x for a given y; returns 1 if it bounds no x, else 0.
+
+    Columns of edges: slope and offset of the least x, of the greatest x, and of what must not be negative.
+    """
+    edges[i, 0], edges[i, 1], edges[i, 2], edges[i, 3], edges[i, 4], edges[i, 5] = 0.0, -1.0, 0.0, width, 0.0, 0.0
+    if a > 1e-14:
+        edges[i, 0], edges[i, 1] = -b / a, -c / a
+    elif a < -1e-14:
+        edges[i, 2], edges[i, 3] = -b / a, -c / a
     else:
-        edges[i, 0], edges[i, 1], edges[i, 2] = b, c, 0.0
+        edges[i, 4], edges[i, 5] = b, c
+        return 1.0
+    return 0.0
 
 
-@strict
+@strict_inline
 def _prepare(quad, uv, M, camera, corners, edges, row):  # type: ignore[no-untyped-def]
-    """Fill ``edges`` (5, 3) and the geometry of a ``row``; False when the quad cannot be seen at all."""
+    """Fill ``edges`` (6, 6) and the geometry of a ``row``; False when the quad cannot be seen at all.
+
+    The last row of edges says how many of the others bound no x.
+    """
     fx, fy, cx, cy, height, width = camera[0], camera[1], camera[2], camera[3], camera[4], camera[5]
     behind, left, right, above, below = 0, 0, 0, 0, 0
     for i in range(4):
@@ -70,14 +81,16 @@ def _prepare(quad, uv, M, camera, corners, edges, row):  # type: ignore[no-untyp
     inverse = 1.0 / facing
     row[IZ_X], row[IZ_Y], row[IZ_C] = _to_pixel_plane(n0 * inverse, n1 * inverse, n2 * inverse, fx, fy, cx, cy)
     side = 1.0 if facing > 0 else -1.0
+    flat = 0.0
     for i in range(4):
         j = (i + 1) & 3
         e0 = corners[i, 1] * corners[j, 2] - corners[i, 2] * corners[j, 1]
         e1 = corners[i, 2] * corners[j, 0] - corners[i, 0] * corners[j, 2]
         e2 = corners[i, 0] * corners[j, 1] - corners[i, 1] * corners[j, 0]
         a, b, c = _to_pixel_plane(e0 * side, e1 * side, e2 * side, fx, fy, cx, cy)
-        _set_bound(edges, i, a, b, c)
-    _set_bound(edges, 4, row[IZ_X], row[IZ_Y], row[IZ_C] - FAR_IZ)
+        flat += _set_bound(edges, i, a, b, c, width)
+    flat += _set_bound(edges, 4, row[IZ_X], row[IZ_Y], row[IZ_C] - FAR_IZ, width)
+    edges[5, 0] = flat
     for k in range(2):
         g0, g1, g2 = uv[4 * k], uv[4 * k + 1], uv[4 * k + 2]
         t0 = M[0, 0] * g0 + M[0, 1] * g1 + M[0, 2] * g2
@@ -89,7 +102,7 @@ def _prepare(quad, uv, M, camera, corners, edges, row):  # type: ignore[no-untyp
     return True
 
 
-@strict
+@strict_inline
 def _rows(corners, camera):  # type: ignore[no-untyped-def]
     """First and last image row that a quad can touch."""
     height = int(camera[4])
@@ -103,38 +116,54 @@ def _rows(corners, camera):  # type: ignore[no-untyped-def]
     return max(0, math.ceil(top - 0.5)), min(height - 1, math.floor(bottom + 0.5))
 
 
-@strict
+@strict_inline
 def _interval(edges, y, width):  # type: ignore[no-untyped-def]
     """The x interval of a quad on the line y; empty when the first is greater."""
+    if edges[5, 0] > 0.0:
+        for i in range(5):
+            if edges[i, 4] * y + edges[i, 5] < 0.0:
+                return 1.0, 0.0
     low, high = -1.0, width + 0.0
     for i in range(5):
-        bound, side = edges[i, 0] * y + edges[i, 1], edges[i, 2]
-        if side > 0.0:
-            low = max(low, bound)
-        elif side < 0.0:
-            high = min(high, bound)
-        elif bound < 0.0:
-            return 1.0, 0.0
+        low, high = max(low, edges[i, 0] * y + edges[i, 1]), min(high, edges[i, 2] * y + edges[i, 3])
     return low, high
 
 
 @strict
 def _draw_solid(k, edges, row, first, last, inverse_depth, seen):  # type: ignore[no-untyped-def]
-    width = inverse_depth.shape[2]
-    slope = row[IZ_X]
+    """Draw a quad wherever it is nearest (indices are unsigned, since numba wraps negative ones around)."""
+    width = inverse_depth.shape[1]
+    slope, down, constant = row[IZ_X], row[IZ_Y], row[IZ_C]
     for y in range(first, last + 1):
-        for s in range(SAMPLES):
-            low, high = _interval(edges, y + SAMPLE_Y[s], width)
-            begin, end = max(0, math.ceil(low - SAMPLE_X[s])), min(width - 1, math.floor(high - SAMPLE_X[s]))
-            start = row[IZ_Y] * (y + SAMPLE_Y[s]) + row[IZ_C] + slope * SAMPLE_X[s]
-            for x in range(begin, end + 1):
-                iz = np.float32(start + slope * x)
-                if iz > inverse_depth[s, y, x]:
-                    inverse_depth[s, y, x] = iz
-                    seen[s, y, x] = k
+        low_0, high_0 = _interval(edges, y + SAMPLE_Y[0], width)
+        low_1, high_1 = _interval(edges, y + SAMPLE_Y[1], width)
+        low_2, high_2 = _interval(edges, y + SAMPLE_Y[2], width)
+        low_3, high_3 = _interval(edges, y + SAMPLE_Y[3], width)
+        begin_0, end_0 = math.ceil(low_0 - SAMPLE_X[0]), math.floor(high_0 - SAMPLE_X[0])
+        begin_1, end_1 = math.ceil(low_1 - SAMPLE_X[1]), math.floor(high_1 - SAMPLE_X[1])
+        begin_2, end_2 = math.ceil(low_2 - SAMPLE_X[2]), math.floor(high_2 - SAMPLE_X[2])
+        begin_3, end_3 = math.ceil(low_3 - SAMPLE_X[3]), math.floor(high_3 - SAMPLE_X[3])
+        start_0 = down * (y + SAMPLE_Y[0]) + constant + slope * SAMPLE_X[0]
+        start_1 = down * (y + SAMPLE_Y[1]) + constant + slope * SAMPLE_X[1]
+        start_2 = down * (y + SAMPLE_Y[2]) + constant + slope * SAMPLE_X[2]
+        start_3 = down * (y + SAMPLE_Y[3]) + constant + slope * SAMPLE_X[3]
+        begin, end = min(min(begin_0, begin_1), min(begin_2, begin_3)), max(max(end_0, end_1), max(end_2, end_3))
+        at_y = np.uint64(y)
+        for x in range(max(0, begin), min(width - 1, end) + 1):
+            step, at = slope * x, np.uint64(x)
+            here_0, here_1 = np.float32(start_0 + step), np.float32(start_1 + step)
+            here_2, here_3 = np.float32(start_2 + step), np.float32(start_3 + step)
+            if here_0 > inverse_depth[at_y, at, 0] and begin_0 <= x <= end_0:
+                inverse_depth[at_y, at, 0], seen[at_y, at, 0] = here_0, k
+            if here_1 > inverse_depth[at_y, at, 1] and begin_1 <= x <= end_1:
+                inverse_depth[at_y, at, 1], seen[at_y, at, 1] = here_1, k
+            if here_2 > inverse_depth[at_y, at, 2] and begin_2 <= x <= end_2:
+                inverse_depth[at_y, at, 2], seen[at_y, at, 2] = here_2, k
+            if here_3 > inverse_depth[at_y, at, 3] and begin_3 <= x <= end_3:
+                inverse_depth[at_y, at, 3], seen[at_y, at, 3] = here_3, k
 
 
-@strict
+@strict_inline
 def _mask_level(row, x, y, scale_u, scale_v):  # type: ignore[no-untyped-def]
     """Whole levels of detail of a mask around a pixel."""
     z = 1.0 / max(row[IZ_X] * x + row[IZ_Y] * y + row[IZ_C], FAR_IZ)
@@ -148,10 +177,14 @@ def _mask_level(row, x, y, scale_u, scale_v):  # type: ignore[no-untyped-def]
 @strict
 def _draw_mask(k, edges, row, first, last, inverse_depth, seen, mask, atlas, textures, low, high):  # type: ignore[no-untyped-def]
     """As `_draw_solid`, where a texture says how many of a pixel's samples the surface covers."""
-    width = inverse_depth.shape[2]
+    width = inverse_depth.shape[1]
     texture, repeat_u, repeat_v = int(mask[0]), mask[1], mask[2]
     scale_u, scale_v = repeat_u * (1 << textures[texture, 1]), repeat_v * (1 << textures[texture, 2])
-    begin_level, level_u, level_v = True, 0, 0
+    begin_level, base, stride, w, h = True, 0, 0, 0, 0
+    X, Y, C = row[IZ_X], row[IZ_Y], row[IZ_C]
+    uX, uY, uC, u0, vX, vY, vC, v0 = row[U_X], row[U_Y], row[U_C], row[U_0], row[V_X], row[V_Y], row[V_C], row[V_0]
+    # Depth of sample s is that of the pixel's middle plus a step; if even the nearest is hidden, so are all.
+    reach = 0.375 * (abs(X) + abs(Y))
     for y in range(first, last + 1):
         begin, end = width, -1
         for s in range(SAMPLES):
@@ -165,53 +198,53 @@ def _draw_mask(k, edges, row, first, last, inverse_depth, seen, mask, atlas, tex
         if begin_level or (y & 15) == 0:
             begin_level = False
             level_u, level_v = _mask_level(row, 0.5 * (begin + end), y, scale_u, scale_v)
-        # Depth of sample s is that of the pixel's middle plus a step; if even the nearest is hidden, so are all.
-        reach = 0.375 * (abs(row[IZ_X]) + abs(row[IZ_Y]))
+            i, j = min(max(level_u, 0), textures[texture, 1]), min(max(level_v, 0), textures[texture, 2])
+            base, stride, w, h = version(textures, texture, i, j)
         inner_begin, inner_end = (
             max(max(low[0], low[1]), max(low[2], low[3])),
             min(min(high[0], high[1]), min(high[2], high[3])),
         )
+        at_y = np.uint64(y)
         for x in range(begin, end + 1):
-            iz = row[IZ_X] * x + row[IZ_Y] * y + row[IZ_C]
-            nearest = np.float32(iz + reach)
-            if (
-                nearest <= inverse_depth[0, y, x]
-                and nearest <= inverse_depth[1, y, x]
-                and nearest <= inverse_depth[2, y, x]
-                and nearest <= inverse_depth[3, y, x]
-            ) or iz <= FAR_IZ:
+            at = np.uint64(x)
+            iz = X * x + Y * y + C
+            farthest = min(
+                min(inverse_depth[at_y, at, 0], inverse_depth[at_y, at, 1]),
+                min(inverse_depth[at_y, at, 2], inverse_depth[at_y, at, 3]),
+            )
+            if np.float32(iz + reach) <= farthest or iz <= FAR_IZ:
                 continue
             z = 1.0 / iz
-            u = (row[U_X] * x + row[U_Y] * y + row[U_C]) * z + row[U_0]
-            v = (row[V_X] * x + row[V_Y] * y + row[V_C]) * z + row[V_0]
-            cover = sample_fast(atlas, textures, texture, u * repeat_u, v * repeat_v, level_u, level_v)
+            u = (uX * x + uY * y + uC) * z + u0
+            v = (vX * x + vY * y + vC) * z + v0
+            cover = bilinear(atlas, base, stride, w, h, u * repeat_u, v * repeat_v)
             count = int(cover * (SAMPLES / 255.0) + 0.5)
             if count == 0:
                 continue
             inside = inner_begin <= x <= inner_end
             for step in range(count):
                 # The order of samples differs between surfaces, so that what stands behind shows through gaps.
-                s = (step + k) & 3
-                here = np.float32(iz + row[IZ_X] * SAMPLE_X[s] + row[IZ_Y] * SAMPLE_Y[s])
-                if here > inverse_depth[s, y, x] and (inside or low[s] <= x <= high[s]):
-                    inverse_depth[s, y, x] = here
-                    seen[s, y, x] = k
+                s = np.uint64((step + k) & 3)
+                here = np.float32(iz + X * SAMPLE_X[s] + Y * SAMPLE_Y[s])
+                if here > inverse_depth[at_y, at, s] and (inside or low[s] <= x <= high[s]):
+                    inverse_depth[at_y, at, s] = here
+                    seen[at_y, at, s] = k
 
 
 @strict
 def _survey(inverse_depth, tiles):  # type: ignore[no-untyped-def]
     """Least inverse depth within each tile of TILE_H x TILE_W pixels: nothing behind it can be seen there."""
-    samples, height, width = inverse_depth.shape
+    height, width, samples = inverse_depth.shape
     for i in range(tiles.shape[0]):
         for j in range(tiles.shape[1]):
             tiles[i, j] = np.float32(1e9)
-    for s in range(samples):
-        for y in range(height):
-            for j in range(tiles.shape[1]):
-                least = tiles[y // TILE_H, j]
-                for x in range(j * TILE_W, min((j + 1) * TILE_W, width)):
-                    least = min(least, inverse_depth[s, y, x])
-                tiles[y // TILE_H, j] = least
+    for y in range(height):
+        for j in range(tiles.shape[1]):
+            least = tiles[y // TILE_H, j]
+            for x in range(j * TILE_W, min((j + 1) * TILE_W, width)):
+                for s in range(samples):
+                    least = min(least, inverse_depth[y, x, s])
+            tiles[y // TILE_H, j] = least
 
 
 @strict
@@ -267,10 +300,10 @@ def rasterise(  # type: ignore[no-untyped-def]
         quads: (n, 4, 3) corners in metres; uvs: (n, 8) gradients and values of texture coordinates.
         transforms: (m, 3, 4) from an object's frame to the camera's. masks: (materials, 3) texture or -1, repeats.
         camera: fx, fy, cx, cy, height, width.
-        inverse_depth, seen: outputs (samples, height, width): 1/z (0 for sky) and row of table (-1 for sky).
+        inverse_depth, seen: outputs (height, width, samples): 1/z (0 for sky) and row of table (-1 for sky).
         table: output (at least n, COLUMNS), the visible quads.
         tiles, corners, edges, low, high: working memory, (height / TILE_H, width / TILE_W) rounded up, (4, 3),
-            (5, 3), (samples,), (samples,).
+            (6, 6), (samples,), (samples,).
 
     Returns:
         The number of rows of table in use.

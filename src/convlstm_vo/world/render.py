@@ -55,12 +55,12 @@ class Renderer:
 
         camera = lens.pinhole
         self.street, self.drive, self.lens, self.camera, self.sharpness = street, drive, lens, camera, sharpness
-        shape = (SAMPLES, camera.height, camera.width)
+        shape = (camera.height, camera.width, SAMPLES)
         self._inverse_depth, self._seen = np.zeros(shape, np.float32), np.full(shape, -1, np.int32)
         self._table = np.zeros((60_000, COLUMNS))
-        self._light = np.zeros(shape[1:], np.float32)
+        self._light = np.zeros(shape[:2], np.float32)
         tiles = np.empty((-(-camera.height // TILE_H), -(-camera.width // TILE_W)), np.float32)
-        self._scratch = tiles, np.empty((4, 3)), np.empty((5, 3)), np.empty(SAMPLES), np.empty(SAMPLES)
+        self._scratch = tiles, np.empty((4, 3)), np.empty((6, 6)), np.empty(SAMPLES), np.empty(SAMPLES)
         self._camera = np.array([*camera.intrinsics, camera.height, camera.width])
         movers = drive.T_street_mover.shape[1]
         scene = street.scene

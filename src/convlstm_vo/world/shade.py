@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from convlstm_vo.world.compiling import quick
+from convlstm_vo.world.compiling import quick, quick_inline
 from convlstm_vo.world.raster import (
     FAR_IZ,
     FRAME,
@@ -40,7 +40,7 @@ SHADOW_V0, MARK_START, MARK_END, MATERIAL_COLUMNS = range(3 * LAYER_COLUMNS, 3 *
 MARK_D, MARK_HALF, MARK_PERIOD, MARK_LENGTH, MARK_PHASE, MARK_S0, MARK_S1, MARK_TONE, MARK_COLUMNS = range(9)
 
 
-@quick
+@quick_inline
 def _painted(s, size, period, length, phase):  # type: ignore[no-untyped-def]
     """Share of [s - size/2, s + size/2] that lies on dashes."""
     a, b = (s - 0.5 * size - phase) / period, (s + 0.5 * size - phase) / period
@@ -49,7 +49,7 @@ def _painted(s, size, period, length, phase):  # type: ignore[no-untyped-def]
     return (fb * duty + min(b - fb, duty) - fa * duty - min(a - fa, duty)) * period / size
 
 
-@quick
+@quick_inline
 def _marks(marks, first, last, u, v, size_u, size_v):  # type: ignore[no-untyped-def]
     """Paint on the road at u along, v across: (share of the pixel that is painted, its tone)."""
     for m in range(first, last):
@@ -63,7 +63,7 @@ def _marks(marks, first, last, u, v, size_u, size_v):  # type: ignore[no-untyped
     return 0.0, 0.0
 
 
-@quick
+@quick_inline
 def _layer(materials, m, base, u, v, level_u, level_v, atlas, textures):  # type: ignore[no-untyped-def]
     """Factor by which a layer of texture changes a tone."""
     texture = int(materials[m, base + TEXTURE])
@@ -88,7 +88,7 @@ def _layer(materials, m, base, u, v, level_u, level_v, atlas, textures):  # type
     return max(1.0 + materials[m, base + STRENGTH] * (value - 128.0) * (1.0 / 128.0), 0.02)
 
 
-@quick
+@quick_inline
 def _surface_light(table, k, x, y, materials, marks, atlas, textures, haze, bias):  # type: ignore[no-untyped-def]
     """Light from one surface through image point (x, y)."""
     iz = max(table[k, IZ_X] * x + table[k, IZ_Y] * y + table[k, IZ_C], FAR_IZ)
@@ -120,7 +120,7 @@ def _surface_light(table, k, x, y, materials, marks, atlas, textures, haze, bias
     return light + veil * (haze[1] - light)
 
 
-@quick
+@quick_inline
 def _sky_light(x, y, camera, R, sky, atlas, textures):  # type: ignore[no-untyped-def]
     """Light from the sky: brightest at the horizon, darker above, with clouds drawn on a high plane."""
     rx, ry = (x - camera[2]) / camera[0], (y - camera[3]) / camera[1]
@@ -137,11 +137,11 @@ def _sky_light(x, y, camera, R, sky, atlas, textures):  # type: ignore[no-untype
     return light
 
 
-@quick
+@quick_inline
 def _share(seen, s, y, x, k):  # type: ignore[no-untyped-def]
     """How many of a pixel's samples see surface k, and their middle; none when an earlier sample than s does."""
-    first, second, third = seen[0, y, x] == k, seen[1, y, x] == k, seen[2, y, x] == k
-    fourth = seen[3, y, x] == k
+    first, second, third = seen[y, x, 0] == k, seen[y, x, 1] == k, seen[y, x, 2] == k
+    fourth = seen[y, x, 3] == k
     if first and second and third and fourth:
         return 4, x + 0.0, y + 0.0
     if (s > 0 and first) or (s > 1 and second) or (s > 2 and third):
@@ -173,7 +173,7 @@ def shade(  # type: ignore[no-untyped-def]
         for x in range(width):
             total, done, s = 0.0, 0, 0
             while done < SAMPLES:
-                k = seen[s, y, x]
+                k = seen[y, x, s]
                 count, px, py = _share(seen, s, y, x, k)
                 if count > 0:
                     if k < 0:
@@ -189,13 +189,13 @@ def shade(  # type: ignore[no-untyped-def]
 @quick
 def _front(seen, y, x):  # type: ignore[no-untyped-def]
     """The surface that covers most of a pixel's samples."""
-    best, most = seen[0, y, x], 0
+    best, most = seen[y, x, 0], 0
     for s in range(SAMPLES):
         count = 0
         for other in range(SAMPLES):
-            count += seen[other, y, x] == seen[s, y, x]
+            count += seen[y, x, other] == seen[y, x, s]
         if count > most:
-            best, most = seen[s, y, x], count
+            best, most = seen[y, x, s], count
     return best
 
 
