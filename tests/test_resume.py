@@ -69,56 +69,63 @@ def history(config: TrainConfig) -> list[dict[str, float]]:
 
 
 @pytest.fixture(scope="module")
-def whole(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, float]:
-    """A run that nobody kills, and the seconds that it took."""
+def whole(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """A run that nobody kills."""
     config = everything(tmp_path_factory.mktemp("whole"))
-    start(time.sleep, 0).join(120)  # the imports
-    started = time.monotonic()
     process = start(train_small, config, tree)
     process.join(120)
     assert process.exitcode == 0
-    return config, time.monotonic() - started
+    return config
 
 
-def kill_often(config: TrainConfig, tree: Path, seconds: float, kills: int, seed: int) -> int:
-    """Start the run, kill it after a random part of its time, resume it, and so on; then let it end.
+def history_rows(config: TrainConfig) -> int:
+    """Rows that a run has logged so far; one a step or validation."""
+    path = config.out / "history.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def kill_often(config: TrainConfig, tree: Path, rows: int, kills: int, seed: int) -> int:
+    """Start the run, kill it at a random moment of its training, resume it, and so on; then let it end.
+
+    Args:
+        rows: that the whole run logs; moments are chosen by them, since seconds differ from machine to machine.
 
     Returns:
-        How often it was killed after it had begun to train; the last times it may have ended before.
+        How often it was killed while it trained.
     """
     rng = random.Random(seed)
     resumed, killed = dataclasses.replace(config, resume=True), 0
     for _ in range(kills):
+        begun = history_rows(config)
+        target = rng.randint(min(begun + 1, rows - 2), rows - 2)
         process = start(train_small, resumed, tree)
-        process.join(rng.uniform(0.1, 0.6) * seconds)
+        while process.is_alive() and history_rows(config) < target:
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.02))  # in the middle of a step, or of a checkpoint
         process.kill()
         process.join()
         assert process.exitcode in (-signal.SIGKILL, 0)
-        killed += process.exitcode == -signal.SIGKILL and bool(RunCheckpoints(config.out).candidates())
+        killed += process.exitcode == -signal.SIGKILL and target > begun
     process = start(train_small, resumed, tree)
     process.join(120)
     assert process.exitcode == 0
     return killed
 
 
-def test_killed_runs_end_with_the_same_weights(
-    tree: Path, tmp_path: Path, whole: tuple[TrainConfig, float]
-) -> None:
+def test_killed_runs_end_with_the_same_weights(tree: Path, tmp_path: Path, whole: TrainConfig) -> None:
     config = everything(tmp_path)
-    assert kill_often(config, tree, whole[1], kills=3, seed=0) >= 1
-    assert_equal_runs(config, whole[0])
+    assert kill_often(config, tree, history_rows(whole), kills=3, seed=0) >= 1
+    assert_equal_runs(config, whole)
     assert not list((tmp_path / "checkpoints").glob(".*"))
 
 
 @pytest.mark.slow
-def test_twenty_killed_runs_end_with_the_same_weights(
-    tree: Path, tmp_path: Path, whole: tuple[TrainConfig, float]
-) -> None:
+def test_twenty_killed_runs_end_with_the_same_weights(tree: Path, tmp_path: Path, whole: TrainConfig) -> None:
     killed, number = 0, 0
     while killed < 20:
         config, number = everything(tmp_path / str(number)), number + 1
-        killed += kill_often(config, tree, whole[1], kills=4, seed=number)
-        assert_equal_runs(config, whole[0])
+        killed += kill_often(config, tree, history_rows(whole), kills=4, seed=number)
+        assert_equal_runs(config, whole)
 
 
 @pytest.fixture(scope="module")
