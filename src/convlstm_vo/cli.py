@@ -19,6 +19,7 @@ from convlstm_vo.errors import ConvlstmVoError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from convlstm_vo.calibration import VehicleCalibration
     from convlstm_vo.geometry.camera import Camera
     from convlstm_vo.training.config import TrainConfig
 
@@ -181,8 +182,12 @@ class RunOptions:
 
     input: tyro.conf.Positional[str]
     """Video file or URL, folder of images, KITTI folder sequences/NAME, or the number of a camera."""
-    checkpoint: Path
-    """Checkpoint folder."""
+    checkpoint: Path | None = None
+    """Checkpoint folder; by default the weights that come with the package."""
+    camera_height: float | None = None
+    """Metres of the camera above the road, which give the scale; by default 1.65 (KITTI)."""
+    calibration: Path | None = None
+    """Vehicle calibration that an earlier run or `convlstm-vo calibrate` wrote, instead of --camera-height."""
     calib: Path | None = None
     """Intrinsics from a KITTI calib.txt or a ROS camera_info YAML."""
     intrinsics: tuple[float, float, float, float] | None = None
@@ -202,6 +207,7 @@ class RunOptions:
 def run(argv: list[str]) -> None:
     """turn a video, a folder of images, a KITTI sequence or a live camera into a trajectory and a picture"""
     from convlstm_vo.evaluation.report import trajectory_picture
+    from convlstm_vo.models.checkpoint import DEFAULT_CHECKPOINT
     from convlstm_vo.odometer import VisualOdometry
     from convlstm_vo.progress import progress
     from convlstm_vo.recorder import PathSketch, TrajectoryFile
@@ -210,10 +216,15 @@ def run(argv: list[str]) -> None:
 
     options = _parse(RunOptions, "run", argv)
     stream = open_stream(options.input, _camera_for(options), camera=options.camera)
-    odometer = VisualOdometry.from_checkpoint(options.checkpoint, stream.camera, device=options.device)
+    odometer = VisualOdometry.from_checkpoint(
+        options.checkpoint or DEFAULT_CHECKPOINT,
+        stream.camera,
+        device=options.device,
+        calibration=_vehicle(options.camera_height, options.calibration),
+    )
     out = options.out or Path("runs") / stream.name
     total = len(stream) if isinstance(stream, Sequence) else getattr(stream, "approximate_length", None)
-    sketch, seconds, count = PathSketch(), 0.0, 0
+    sketch, seconds, count, lost, guessed = PathSketch(), 0.0, 0, 0, 0
     try:
         with (
             TrajectoryFile(out / "trajectory.txt", options.format) as file,
@@ -223,6 +234,8 @@ def run(argv: list[str]) -> None:
                 file.add(tracked)
                 sketch.add(tracked)
                 seconds, count = seconds + tracked.seconds, count + 1
+                lost += tracked.status == "lost"
+                guessed += tracked.status == "ok" and not tracked.metric
                 advance(1)
     finally:
         if count and (out / "trajectory.txt").exists():
@@ -231,9 +244,92 @@ def run(argv: list[str]) -> None:
             trajectory_picture(out / "trajectory.png", paths | {"network": sketch.trajectory()})
             rate = f"{1000 * seconds / count:.1f} ms a frame (decoding excluded)"
             print(f"{count} frames, {rate}: {out / 'trajectory.txt'}")
+            if lost:
+                print(f"lost in {lost} frames: the motion there is a guess")
+            if guessed:
+                print(
+                    f"no road in view in {guessed} frames: rotation and direction hold, the scale there is a guess"
+                )
+            if odometer.calibration is not None:
+                odometer.calibration.write(out / "calibration.json")
 
 
-def _camera_for(options: RunOptions) -> Callable[[int, int], Camera] | None:
+def _vehicle(camera_height: float | None, calibration: Path | None) -> VehicleCalibration | None:
+    from convlstm_vo.calibration import CalibrationError, VehicleCalibration
+
+    if calibration is not None and camera_height is not None:
+        raise CalibrationError(
+            "--camera-height and --calibration: give one of them; the calibration has the height"
+        )
+    if calibration is not None:
+        return VehicleCalibration.read(calibration)
+    return None if camera_height is None else VehicleCalibration(camera_height)
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrateOptions:
+    """Fix the camera's height and mounting on a vehicle once, from a drive whose length is known."""
+
+    input: tyro.conf.Positional[str]
+    """Video, folder of images or KITTI sequence of a drive of 100 m or more, mostly straight."""
+    distance: float | None = None
+    """Metres that the car drove from the first to the last frame (odometer, map)."""
+    track: Path | None = None
+    """Or its true trajectory (GPS), a KITTI or TUM file."""
+    out: Path = Path("calibration.json")
+    """File to write, for --calibration."""
+    camera_height: float = 1.65
+    """Metres, roughly."""
+    calib: Path | None = None
+    """Intrinsics, as for `run`."""
+    intrinsics: tuple[float, float, float, float] | None = None
+    """Intrinsics as fx fy cx cy in pixels."""
+    fov: float | None = None
+    """Intrinsics from the horizontal field of view in degrees."""
+    camera: Literal[0, 1, 2, 3] = 0
+    """Which camera of a KITTI sequence or calib.txt."""
+
+    def __post_init__(self) -> None:
+        if (self.distance is None) == (self.track is None):
+            raise ConvlstmVoError("calibrate needs one of --distance METRES and --track FILE")
+        if self.distance is not None and not self.distance > 0:
+            raise ConvlstmVoError(f"--distance {self.distance}: must be positive metres")
+
+
+def calibrate(argv: list[str]) -> None:
+    """find a vehicle's camera height and mounting from a drive of known length"""
+    from convlstm_vo.calibration import CalibrationError, VehicleCalibration
+    from convlstm_vo.geometry.trajectory import read_trajectory
+    from convlstm_vo.odometer import VisualOdometry
+    from convlstm_vo.sequences import open_stream
+
+    options = _parse(CalibrateOptions, "calibrate", argv)
+    stream = open_stream(options.input, _camera_for(options), camera=options.camera)
+    start = VehicleCalibration(options.camera_height)
+    odometer = VisualOdometry.from_checkpoint(camera=stream.camera, calibration=start)
+    driven, lost = 0.0, 0
+    for tracked in odometer.stream(stream):
+        driven += float((tracked.T_prev_curr[:3, 3] ** 2).sum() ** 0.5)
+        lost += tracked.status == "lost" or not tracked.metric
+    true = options.distance
+    if options.track is not None:
+        true = float(read_trajectory(options.track).distances_m[-1])
+    if true is None or driven < 10 or lost:
+        raise CalibrationError(
+            f"{options.input}: {driven:.1f} m driven, {lost} frames lost or without a road; a calibration needs a "
+            "drive of 10 m at least (better 100) with the road in view all along"
+        )
+    found = odometer.calibration
+    assert found is not None
+    done = dataclasses.replace(found, camera_height_m=start.camera_height_m * true / driven)
+    done.write(options.out)
+    print(
+        f"camera {done.camera_height_m:.3f} m above the road, pitch {done.pitch_rad:+.4f} rad, "
+        f"roll {done.roll_rad:+.4f} rad: {options.out}"
+    )
+
+
+def _camera_for(options: RunOptions | CalibrateOptions) -> Callable[[int, int], Camera] | None:
     from convlstm_vo.sequences.calibration import camera_from
 
     if options.calib is None and options.intrinsics is None and options.fov is None:
@@ -273,6 +369,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "evaluate": evaluate,
     "score": score,
     "run": run,
+    "calibrate": calibrate,
     "simulate": simulate,
 }
 

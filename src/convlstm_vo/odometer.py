@@ -6,19 +6,26 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from convlstm_vo.calibration import VehicleCalibration
 from convlstm_vo.errors import ConvlstmVoError
 from convlstm_vo.geometry import se3
 from convlstm_vo.geometry.camera import Camera
 from convlstm_vo.geometry.trajectory import Trajectory
-from convlstm_vo.models.checkpoint import load_checkpoint
-from convlstm_vo.models.network import OdometryNet, State
+from convlstm_vo.models.cells import State
+from convlstm_vo.models.checkpoint import DEFAULT_CHECKPOINT, Network, load_checkpoint
+from convlstm_vo.models.geometric import LEAST_EVIDENCE, LEAST_ROAD, GeometricNet, Memory
 from convlstm_vo.sequences.base import Frame, Stream, fit_image
+
+_FOCAL_PX = 363.6  # at which the default network sees: half of KITTI's size
+_MOST_COLUMNS, _MOST_ROWS = 1024, 448
+Status = Literal["ok", "lost", "frozen"]
 
 
 class OdometryError(ConvlstmVoError):
@@ -34,6 +41,10 @@ class TrackedFrame:
         T_prev_curr: (4, 4) motion from the previous frame; the identity for the first.
         T_world_camera: (4, 4) pose; the world is the first frame's camera.
         seconds: time that it took, decoding excluded.
+        covariance: (6, 6) of the motion (metres, radians) where the network knows it, otherwise None.
+        status: "lost": the image does not tell (covered, dark, a jump), the motion is a guess; "frozen": the same
+            image again.
+        metric: False where no road is seen: rotation and direction hold, the length of the motion is a guess.
     """
 
     index: int
@@ -41,6 +52,9 @@ class TrackedFrame:
     T_prev_curr: NDArray[np.float64]
     T_world_camera: NDArray[np.float64]
     seconds: float
+    covariance: NDArray[np.float64] | None = None
+    status: Status = "ok"
+    metric: bool = True
 
 
 class VisualOdometry:
@@ -49,30 +63,56 @@ class VisualOdometry:
     Args:
         net: a network in evaluation mode.
         camera: intrinsics of the frames as they come (they are resized to the network's size).
+        calibration: of the vehicle, for the default network; it starts from it and learns the mounting further.
 
     Its memory does not grow with the number of frames.
     """
 
-    def __init__(self, net: OdometryNet, camera: Camera) -> None:
+    def __init__(self, net: Network, camera: Camera, calibration: VehicleCalibration | None = None) -> None:
         self.net = net.eval()
         self.camera = camera
-        config = net.config
-        self._size = (config.image_height, config.image_width)
+        self.started_from = calibration
+        self._size = working_size(camera) if isinstance(net, GeometricNet) else _configured_size(net)
         self._device = next(net.parameters()).device
         scaled = camera.resized(height=self._size[0], width=self._size[1])
         self._intrinsics = torch.tensor(scaled.intrinsics[None], dtype=torch.float32, device=self._device)
+        if isinstance(net, GeometricNet):
+            net.mixed = self._device.type != "cpu" or torch.backends.cpu.get_cpu_capability() == "AVX512"
         self.reset()
 
     @classmethod
-    def from_checkpoint(cls, folder: Path | str, camera: Camera, *, device: str = "cpu") -> VisualOdometry:
-        """An odometer with the weights of a checkpoint folder."""
-        return cls(load_checkpoint(Path(folder), device=device), camera)
+    def from_checkpoint(
+        cls,
+        folder: Path | str = DEFAULT_CHECKPOINT,
+        camera: Camera | None = None,
+        *,
+        device: str = "cpu",
+        calibration: VehicleCalibration | None = None,
+    ) -> VisualOdometry:
+        """An odometer with the weights of a checkpoint folder; by default those of the package."""
+        if camera is None:
+            raise OdometryError("an odometer needs a camera: give its intrinsics, e.g. Camera.from_fov(80, ...)")
+        return cls(load_checkpoint(Path(folder), device=device), camera, calibration)
 
     def reset(self) -> None:
-        """Forget everything: the next frame is a first one."""
+        """Forget everything but the calibration: the next frame is a first one."""
         self._state: State | None = None
         self._previous: Tensor | None = None
         self._T_world_camera: NDArray[np.float64] = np.eye(4)
+
+    @property
+    def calibration(self) -> VehicleCalibration | None:
+        """Camera height and mounting as they are known by now; None for networks that do not know them."""
+        if not isinstance(self.net, GeometricNet):
+            return None
+        start = self.started_from or VehicleCalibration(self.net.config.camera_height)
+        if self._state is None:
+            return start
+        memory = Memory.unpack(self._state[-1])
+        roll, pitch = memory.mounting[0].double().tolist()
+        precision = float(memory.mounting_precision[0].mean())
+        limit = max(abs(roll), abs(pitch), 0.3) / 0.3
+        return VehicleCalibration(start.camera_height_m, pitch / limit, roll / limit, precision)
 
     @torch.inference_mode()
     def track(self, frame: Frame) -> TrackedFrame:
@@ -83,18 +123,55 @@ class VisualOdometry:
         """
         started = time.perf_counter()
         current = self._prepare(frame)  # (channels, height, width)
-        motion = np.zeros(6)
+        motion: NDArray[np.float64] = np.zeros(6)
+        covariance: NDArray[np.float64] | None = None
+        status: Status = "ok"
+        metric = True
         if self._previous is not None:
             pair = torch.stack([self._previous, current])[None]  # (1, 2, channels, height, width)
-            output, self._state = self.net.step(pair, self._intrinsics, self._state)
-            motion = output[0].double().cpu().numpy()
+            if isinstance(self.net, GeometricNet):
+                motion, covariance, status, metric = self._track_geometric(self.net, pair)
+            else:
+                output, self._state = self.net.step(pair, self._intrinsics, self._state)
+                motion = output[0].double().cpu().numpy()
         if not np.isfinite(motion).all():
             raise OdometryError(f"{frame.source or f'frame {frame.index}'}: the network gave the motion {motion}")
         T_prev_curr = se3.matrix_from_motion(motion)
         self._T_world_camera = self._T_world_camera @ T_prev_curr
         self._previous = current
         seconds = time.perf_counter() - started
-        return TrackedFrame(frame.index, frame.timestamp_s, T_prev_curr, self._T_world_camera, seconds)
+        return TrackedFrame(
+            frame.index, frame.timestamp_s, T_prev_curr, self._T_world_camera, seconds, covariance, status, metric
+        )
+
+    def _track_geometric(
+        self, net: GeometricNet, pair: Tensor
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None, Status, bool]:
+        """Motion, covariance, status, and whether the road gave the scale."""
+        if torch.equal(pair[:, 0], pair[:, 1]):
+            return np.zeros(6), None, "frozen", True
+        state = self._state if self._state is not None else self._calibrated_state(net)
+        estimate, new = net.track(pair, self._intrinsics, state)
+        motion = estimate.motion[0].double().cpu().numpy()
+        known = all(bool(torch.isfinite(part).all()) for part in (*new, estimate.covariance))
+        if not (known and np.isfinite(motion).all()):
+            self._state = self._calibrated_state(net)  # numbers beyond float32: nothing of them is kept
+            return np.zeros(6), None, "lost", False
+        self._state = new
+        lost = float(estimate.evidence) < LEAST_EVIDENCE
+        metric = not lost and float(estimate.road_sd) < LEAST_ROAD
+        return motion, estimate.covariance[0].double().cpu().numpy(), "lost" if lost else "ok", metric
+
+    def _calibrated_state(self, net: GeometricNet) -> State:
+        """The state before the first frame: nothing but the calibration."""
+        start = self.started_from or VehicleCalibration(net.config.camera_height)
+        memory = Memory.unpack(torch.zeros(1, Memory.SIZE, device=self._device))
+        memory.height[:] = start.camera_height_m
+        memory.mounting[:] = torch.tensor([start.roll_rad, start.pitch_rad])
+        memory.mounting_precision[:] = start.precision
+        rows, columns = (-(-side // 32) for side in self._size)
+        like = memory.height.new_zeros(1, net.config.hidden_channels, rows, columns)
+        return (*net.weigher.cell.zero_state(like), memory.pack())
 
     def _prepare(self, frame: Frame) -> Tensor:
         if frame.image.shape[:2] != (self.camera.height, self.camera.width):
@@ -111,8 +188,27 @@ class VisualOdometry:
         return (self.track(frame) for frame in frames)
 
 
+def working_size(camera: Camera) -> tuple[int, int]:
+    """(height, width) at which the default network sees a camera: one focal length for all, whole cells."""
+    scale = min(
+        1.0,
+        _MOST_COLUMNS * camera.fx / (camera.width * _FOCAL_PX),
+        _MOST_ROWS * camera.fy / (camera.height * _FOCAL_PX),
+    )
+    height = round(camera.height * scale * _FOCAL_PX / camera.fy / 8) * 8
+    width = round(camera.width * scale * _FOCAL_PX / camera.fx / 8) * 8
+    return max(height, 64), max(width, 64)
+
+
+def _configured_size(net: Network) -> tuple[int, int]:
+    return net.config.image_height, net.config.image_width
+
+
 def estimate_trajectory(
-    net: OdometryNet, stream: Stream, advance: Callable[[int], None] = lambda count: None
+    net: Network,
+    stream: Stream,
+    advance: Callable[[int], None] = lambda count: None,
+    calibration: VehicleCalibration | None = None,
 ) -> Trajectory:
     """Run a network over a whole sequence from a fresh state; the trajectory's first pose is the identity.
 
@@ -120,9 +216,10 @@ def estimate_trajectory(
         net: a network in evaluation mode.
         stream: frames and their camera.
         advance: called with 1 after each frame, for a progress bar.
+        calibration: of the vehicle, for the default network.
     """
     times, poses = [], []
-    for tracked in VisualOdometry(net, stream.camera).stream(stream):
+    for tracked in VisualOdometry(net, stream.camera, calibration).stream(stream):
         times.append(tracked.timestamp_s)
         poses.append(tracked.T_world_camera)
         advance(1)

@@ -8,10 +8,11 @@ from typing import Literal
 
 from rich.console import Console
 
+from convlstm_vo.calibration import VehicleCalibration
 from convlstm_vo.evaluation.evaluate import Estimator, evaluate_sequences, save_results
 from convlstm_vo.evaluation.report import results_table, write_report
 from convlstm_vo.geometry.trajectory import Trajectory
-from convlstm_vo.models.checkpoint import load_checkpoint
+from convlstm_vo.models.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint
 from convlstm_vo.odometer import estimate_trajectory
 from convlstm_vo.progress import progress
 from convlstm_vo.sequences.base import Sequence
@@ -27,7 +28,11 @@ class EvaluateOptions:
     sequences: tuple[str, ...] = ()
     """Which of its sequences; none named: all with ground truth."""
     checkpoint: Path | None = None
-    """Checkpoint folder; without one only the baselines are measured."""
+    """Checkpoint folder; by default the weights that come with the package."""
+    baselines_only: bool = False
+    """Measure the trivial baselines and no network."""
+    camera_height: float | None = None
+    """Metres of the camera above the road, for the default network; by default 1.65 (KITTI)."""
     camera: Literal[0, 1, 2, 3] = 0
     """Which image folder."""
     lengths: tuple[float, ...] = ()
@@ -46,7 +51,7 @@ class EvaluateOptions:
 
 def run_evaluation(options: EvaluateOptions, command: str) -> Path:
     """Evaluate as told; the path of the report."""
-    estimator = None if options.checkpoint is None else _estimator(options.checkpoint, options.save)
+    estimator = None if options.baselines_only else _estimator(options)
     sequences = open_kitti(options.data, options.sequences, camera=options.camera)
     evaluation = evaluate_sequences(
         sequences,
@@ -65,15 +70,16 @@ def run_evaluation(options: EvaluateOptions, command: str) -> Path:
     return report
 
 
-def _estimator(checkpoint: Path, save: Path | None) -> Estimator:
+def _estimator(options: EvaluateOptions) -> Estimator:
     """A function from a sequence to its estimated trajectory."""
-    net = load_checkpoint(checkpoint)
+    net = load_checkpoint(options.checkpoint or DEFAULT_CHECKPOINT)
+    vehicle = None if options.camera_height is None else VehicleCalibration(options.camera_height)
 
     def estimate(sequence: Sequence) -> Trajectory:
         with progress(f"Sequence {sequence.name}", len(sequence)) as advance:
-            trajectory = estimate_trajectory(net, sequence, advance)
-        if save is not None:
-            trajectory.write_kitti(save / f"{sequence.name}.txt")
+            trajectory = estimate_trajectory(net, sequence, advance, vehicle)
+        if options.save is not None:
+            trajectory.write_kitti(options.save / f"{sequence.name}.txt")
         return trajectory
 
     return estimate

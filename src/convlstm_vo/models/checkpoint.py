@@ -21,6 +21,7 @@ from torch import Tensor
 from convlstm_vo import config as plain
 from convlstm_vo.errors import ConvlstmVoError
 from convlstm_vo.models.config import ModelConfig, ModelError
+from convlstm_vo.models.geometric import GeometricNet
 from convlstm_vo.models.network import OdometryNet
 
 CONFIG_FILE = "config.json"
@@ -29,7 +30,15 @@ _FORMAT = 1
 
 # Settings that may differ between a checkpoint and the network it is loaded into: the same weights mean the same
 # with another image size (where the parts take it, which their shapes tell) or with other dropout.
-_FREE_KEYS = {"preset", "image_height", "image_width", "encoder_dropout", "cell_dropout", "head_dropout"}
+_FREE_KEYS = {
+    "preset",
+    "camera_height",
+    "image_height",
+    "image_width",
+    "encoder_dropout",
+    "cell_dropout",
+    "head_dropout",
+}
 
 
 class CheckpointError(ConvlstmVoError):
@@ -37,7 +46,7 @@ class CheckpointError(ConvlstmVoError):
 
 
 def save_checkpoint(
-    folder: Path, net: OdometryNet, *, extra_files: dict[str, Callable[[Path], None]] | None = None
+    folder: Path, net: Network, *, extra_files: dict[str, Callable[[Path], None]] | None = None
 ) -> None:
     """Write a checkpoint, in place of the one that may stand there.
 
@@ -65,19 +74,28 @@ def save_checkpoint(
         raise CheckpointError(f"{folder}: checkpoint cannot be written ({reason}); is the disk full?") from error
 
 
-def load_checkpoint(folder: Path, *, device: str | torch.device = "cpu") -> OdometryNet:
+Network = OdometryNet | GeometricNet
+DEFAULT_CHECKPOINT = Path(__file__).parent.parent / "weights"  # shipped with the package
+
+
+def build(config: ModelConfig, *, seed: int | None = None) -> Network:
+    """The network of a configuration, untrained."""
+    return (GeometricNet if config.encoder == "flow" else OdometryNet)(config, seed=seed)
+
+
+def load_checkpoint(folder: Path = DEFAULT_CHECKPOINT, *, device: str | torch.device = "cpu") -> Network:
     """The network of a checkpoint, in eval mode.
 
     Raises:
         CheckpointError: a missing or damaged file, or weights that do not belong to the configuration.
     """
     folder = Path(folder)
-    net = OdometryNet(read_config(folder))
+    net = build(read_config(folder))
     _load_tensors(net, _read_tensors(folder), folder)
     return net.to(device).eval()
 
 
-def load_weights(net: OdometryNet, folder: Path) -> None:
+def load_weights(net: Network, folder: Path) -> None:
     """Load a checkpoint's weights into a network of the same architecture.
 
     Raises:
@@ -125,7 +143,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: damaged or cut short ({error}); copy it again or train again") from None
 
 
-def _load_tensors(net: OdometryNet, tensors: dict[str, Tensor], folder: Path) -> None:
+def _load_tensors(net: Network, tensors: dict[str, Tensor], folder: Path) -> None:
     """Strictly: the same names and shapes on both sides."""
     path = folder / WEIGHTS_FILE
     remedy = f"{CONFIG_FILE} and {WEIGHTS_FILE} do not belong together, or the image size differs"
@@ -141,7 +159,7 @@ def _shape(tensor: Tensor | None) -> str:
     return "absent" if tensor is None else f"of shape {tuple(tensor.shape)}"
 
 
-def _plain_tensors(net: OdometryNet) -> dict[str, Tensor]:
+def _plain_tensors(net: Network) -> dict[str, Tensor]:
     """Weights as safetensors takes them: on the CPU, in rows (a network may run with channels last)."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
 

@@ -89,7 +89,13 @@ class ModelConfig:
     motion_scale: tuple[float, float, float, float, float, float] = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
     """The head's six numbers are multiplied by these, to be of the size of real motions from the start."""
 
+    # Geometric network.
+    camera_height: float = 1.65
+    """Metres of the camera above the road, which give the scale (encoder "flow"); KITTI's by default."""
+
     def __post_init__(self) -> None:
+        if not 0 < self.camera_height < float("inf"):
+            raise ModelError(f"camera_height is {self.camera_height}, but must be positive metres above the road")
         if self.image_channels not in (1, 3):
             raise ModelError(f"image_channels is {self.image_channels}, but must be 1 (gray) or 3 (RGB)")
         if self.cell_kernel % 2 == 0:
@@ -168,6 +174,10 @@ PRESETS: dict[str, ModelConfig] = {
     ),
     # Ours: small enough to learn on a CPU in minutes. A car at 10 Hz moves about a metre and turns about 0.02 rad.
     "tiny": ModelConfig(preset="tiny", head_sees_features=True, motion_scale=(0.1, 0.1, 1.0, 0.01, 0.03, 0.01)),
+    # Ours: a learned flow, a ConvLSTM that weighs it, a differentiable solver (`geometric.py`).
+    "geometric": ModelConfig(
+        preset="geometric", image_height=192, image_width=640, encoder="flow", encoder_channels=(), head="solver"
+    ),
 }
 
 

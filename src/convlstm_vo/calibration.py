@@ -1,0 +1,74 @@
+"""What an odometer has found out about a vehicle, or was told: the camera's height and how it is mounted."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+from convlstm_vo.errors import ConvlstmVoError
+from convlstm_vo.geometry.files import write_atomically
+
+
+class CalibrationError(ConvlstmVoError):
+    """A calibration that no vehicle has."""
+
+
+@dataclasses.dataclass(frozen=True)
+class VehicleCalibration:
+    """A camera on a vehicle.
+
+    Attributes:
+        camera_height_m: above the road; it gives the scale of the motion.
+        pitch_rad: by which the camera looks up from the road. roll_rad: by which it leans to the right.
+        precision: how well the angles are known, as inverse variances (1 / rad^2); 0: not at all.
+    """
+
+    camera_height_m: float = 1.65
+    pitch_rad: float = 0.0
+    roll_rad: float = 0.0
+    precision: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise CalibrationError(f"{name} is {value!r}, but must be a finite number")
+        if not 0.1 <= self.camera_height_m <= 20:
+            raise CalibrationError(
+                f"camera height {self.camera_height_m} m: must lie between 0.1 and 20 m above the road; measure it "
+                "from the road to the lens"
+            )
+        if max(abs(self.pitch_rad), abs(self.roll_rad)) > 0.3:
+            raise CalibrationError(
+                f"pitch {self.pitch_rad} rad, roll {self.roll_rad} rad: must be under 0.3 (17 degrees); rotate the "
+                "images so that the camera looks ahead"
+            )
+        if self.precision < 0:
+            raise CalibrationError(f"precision {self.precision}: must not be negative")
+
+    def write(self, path: Path) -> None:
+        """As JSON."""
+        write_atomically(path, json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> VehicleCalibration:
+        """What `write` wrote.
+
+        Raises:
+            CalibrationError: a missing or damaged file, an unknown key, or an impossible value; the file is named.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CalibrationError(f"{path}: cannot be read as a calibration ({error})") from None
+        if not isinstance(values, dict) or (unknown := set(values) - names):
+            what = ", ".join(sorted(unknown)) if isinstance(values, dict) else type(values).__name__
+            raise CalibrationError(
+                f"{path}: {what} is not part of a calibration; it has {', '.join(sorted(names))}"
+            )
+        try:
+            return cls(**values)
+        except CalibrationError as error:
+            raise CalibrationError(f"{path}: {error}") from None

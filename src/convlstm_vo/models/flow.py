@@ -1,0 +1,208 @@
+"""A learned optical flow that is sub-pixel exact: match coarse features, then Lucas-Kanade on learned images.
+
+The flow is measured on a grid of one cell for 4x4 pixels of the *previous* frame, as a residual on top of a flow
+that the caller predicts (from the last motion). Each cell comes with the scale of its error, learned by maximum
+likelihood.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from convlstm_vo.models.correlation import correlate, expected_displacement
+
+STRIDE = 4  # pixels a cell
+_COARSE_RADIUS, _FINE_RADIUS = 4, 2  # cells of 8 pixels, cells of 4
+_IMAGES = 4  # learned channels at full resolution
+_STEPS = 3  # of Lucas-Kanade
+_LEAST_CONTRAST = 1.5  # grey levels; asphalt has 3 to 8, sensor noise 1 to 3
+
+
+class FlowNet(nn.Module):
+    """Flow and its uncertainty on a grid of stride 4.
+
+    Args:
+        width: multiplies the number of channels.
+    """
+
+    def __init__(self, width: float = 1.0) -> None:
+        super().__init__()
+        c2, c4, c8 = (int(channels * width) for channels in (16, 32, 48))
+        self.images = nn.Conv2d(1, _IMAGES, 5, padding=2)
+        self.to2 = nn.Conv2d(1, c2, 5, stride=2, padding=2)
+        self.to4 = nn.Sequential(_conv(c2, 24, 2), _conv(24, c4, last=True))
+        self.to8 = nn.Sequential(nn.LeakyReLU(0.1), _conv(c4, c8, 2), _conv(c8, c8, last=True))
+        self.coarse = nn.Sequential(_conv((2 * _COARSE_RADIUS + 1) ** 2 + c8 + 3, 64), _conv(64, 48))
+        self.coarse_flow = nn.Conv2d(48, 2, 3, padding=1)
+        fine = (2 * _FINE_RADIUS + 1) ** 2 + c4 + 3 + 48 + 2
+        self.fine = nn.Sequential(_conv(fine, 48), _conv(48, 32))
+        self.fine_flow = nn.Conv2d(32, 2, 3, padding=1)
+        self.judge = nn.Sequential(_conv(32 + 8, 32), nn.Conv2d(32, 3, 3, padding=1))
+        self.sharpness = nn.Parameter(torch.tensor([10.0, 10.0]))
+        self.log_damping = nn.Parameter(torch.tensor(-5.0))
+        self.log_outlier = nn.Parameter(torch.tensor(0.0))
+        nn.init.dirac_(self.images.weight)
+        for layer in (self.coarse_flow, self.fine_flow, self.judge[-1]):
+            nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, prev: Tensor, curr: Tensor, predicted: Tensor) -> FlowField:
+        """The flow from prev to curr.
+
+        Args:
+            prev, curr: grey levels 0..255, (batch, 1, height, width), sides divisible by 8.
+            predicted: flow in pixels (x, y) expected at the cells, (batch, 2, height / 4, width / 4).
+
+        Returns:
+            See `FlowField`.
+        """
+        size = (prev.shape[-2], prev.shape[-1])
+        both = normalise_contrast(torch.cat([prev, curr]).float())
+        here, there = both.chunk(2)
+        ahead = upsample(predicted, size)  # (batch, 2, height, width)
+        warped = warp(there, ahead)
+        # Coarse: where is each 8x8 block? Then 4x4 blocks.
+        f2 = self.to2(torch.cat([here, warped]))
+        f4 = self.to4(F.leaky_relu(f2, 0.1))
+        f8 = self.to8(f4)
+        coarse, features = self._match(f8, _COARSE_RADIUS, self.sharpness[0], self.coarse, self.coarse_flow)
+        flow = 2.0 * F.interpolate(coarse, scale_factor=2.0, mode="bilinear", align_corners=False)  # cells of 4 px
+        features = F.interpolate(features, scale_factor=2.0, mode="bilinear", align_corners=False)
+        g4, w4 = f4.chunk(2)
+        moved = torch.cat([g4, warp(w4.float(), flow).to(g4.dtype)])
+        more = torch.cat([features, (flow / 4).to(features.dtype)], 1)
+        step, features = self._match(moved, _FINE_RADIUS, self.sharpness[1], self.fine, self.fine_flow, more)
+        matched = STRIDE * (flow + step)  # pixels
+        refined, evidence = self._refine(self.images(both).float().contiguous(), predicted, matched)
+        verdict = self.judge(torch.cat([features, evidence.to(features.dtype)], 1)).float()
+        residual = refined + 0.5 * torch.tanh(verdict[:, :2])
+        return FlowField(
+            predicted + residual,
+            verdict[:, 2:].clamp(-4.0, 5.0) - 1.0,
+            (predicted + 8 * coarse_up(coarse), predicted + matched, predicted + refined),
+        )
+
+    def _match(
+        self,
+        f: Tensor,
+        radius: int,
+        sharpness: Tensor,
+        layers: nn.Module,
+        head: nn.Module,
+        more: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Displacement in cells (batch, 2, rows, columns) and features, from those (2 batch, ...) of both."""
+        f32 = f.float()
+        a, b = (f32 * (f32 * f32).sum(1, True).add(1e-6).rsqrt()).chunk(2)
+        matches = correlate(a, b, radius)
+        guess, unique = expected_displacement(matches, sharpness)
+        context = f.chunk(2)[0]
+        inputs = [matches.to(f.dtype), context, guess.to(f.dtype), unique.to(f.dtype)]
+        features = layers(torch.cat(inputs + ([] if more is None else [more]), 1))
+        return guess + head(features).float(), features
+
+    def _refine(self, images: Tensor, predicted: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
+        """Lucas-Kanade (inverse compositional; Baker & Matthews 2004) in windows of 8x8 pixels around each cell.
+
+        Args:
+            images: learned channels of both frames, (2 batch, channels, height, width).
+            predicted: flow in pixels at the cells. flow: residual to start from, (batch, 2, rows, columns).
+
+        Returns:
+            The refined residual; and how well it fits, (batch, 8, rows, columns).
+        """
+        here, there = images.chunk(2)
+        gx = F.pad((here[..., 2:] - here[..., :-2]) / 2, (1, 1))
+        gy = F.pad((here[..., 2:, :] - here[..., :-2, :]) / 2, (0, 0, 1, 1))
+        hessian = window(torch.cat([(gx * gx).sum(1, True), (gx * gy).sum(1, True), (gy * gy).sum(1, True)], 1))
+        damping, outlier = self.log_damping.exp(), self.log_outlier.exp()
+        hxx, hxy, hyy = hessian[:, :1] + damping, hessian[:, 1:2], hessian[:, 2:] + damping
+        determinant = hxx * hyy - hxy * hxy
+        start, errors = flow, []
+        for _ in range(_STEPS):
+            error = warp(there, upsample(predicted + flow, (here.shape[-2], here.shape[-1]))) - here
+            energy = (error * error).sum(1, True)
+            trust = outlier / (outlier + energy)
+            bx = (gx * error).sum(1, True) * trust
+            by = (gy * error).sum(1, True) * trust
+            pooled = window(torch.cat([bx, by, energy * trust, trust], 1))
+            share = pooled[:, 3:] + 1e-3
+            bx, by = pooled[:, :1] / share, pooled[:, 1:2] / share
+            dx, dy = (hyy * bx - hxy * by) / determinant, (hxx * by - hxy * bx) / determinant
+            delta = -torch.cat([dx, dy], 1)
+            flow = flow + 2.0 * torch.tanh(delta / 2.0)  # never more than two pixels at once
+            errors.append(pooled[:, 2:])
+        small = ((hxx + hyy) - ((hxx - hyy).square() + 4 * hxy.square() + 1e-9).sqrt()) / 2
+        large = hxx + hyy - small
+        evidence = torch.cat([errors[0], errors[-1], small.log() / 4, large.log() / 4, flow - start], 1)
+        return flow, evidence
+
+
+class FlowField(tuple[Tensor, Tensor, tuple[Tensor, ...]]):
+    """What `FlowNet` measures.
+
+    Attributes:
+        flow: pixels (x, y), (batch, 2, rows, columns).
+        log_scale: logarithm of the error's Laplace scale in pixels, the same for x and y, (batch, 1, rows, columns).
+        stages: the flow after matching blocks of 8 and of 4 pixels and after Lucas-Kanade, for the loss.
+    """
+
+    def __new__(cls, flow: Tensor, log_scale: Tensor, stages: tuple[Tensor, ...]) -> FlowField:
+        return super().__new__(cls, (flow, log_scale, stages))
+
+    @property
+    def flow(self) -> Tensor:
+        return self[0]
+
+    @property
+    def log_scale(self) -> Tensor:
+        return self[1]
+
+    @property
+    def stages(self) -> tuple[Tensor, ...]:
+        return self[2]
+
+
+def normalise_contrast(images: Tensor) -> Tensor:
+    """Grey levels less their local mean, over their deviation (12x12 pixels): exposure drops out."""
+    blocks = F.avg_pool2d(torch.cat([images, images * images], 1), 4)
+    blocks = F.avg_pool2d(blocks, 3, 1, 1, count_include_pad=False)
+    mean, square = upsample(blocks, (images.shape[-2], images.shape[-1])).chunk(2, 1)
+    deviation = (square - mean * mean).clamp_min(0).add(_LEAST_CONTRAST**2).rsqrt()
+    return (images - mean) * deviation
+
+
+def window(x: Tensor) -> Tensor:
+    """Mean of the 8x8 pixels around each cell of 4x4: (..., height, width) to (..., height / 4, width / 4)."""
+    x = F.avg_pool2d(x, 2)  # 2x2, then 4x4 of these: an eighth of the work
+    return F.avg_pool2d(x, 4, 2, 1, count_include_pad=False)
+
+
+def upsample(flow: Tensor, size: tuple[int, int]) -> Tensor:
+    """A field at cells of 4x4 pixels, interpolated at each pixel."""
+    return F.interpolate(flow, size=size, mode="bilinear", align_corners=False)
+
+
+def coarse_up(flow: Tensor) -> Tensor:
+    """A field at cells of 8x8 pixels at those of 4x4."""
+    return F.interpolate(flow, scale_factor=2.0, mode="bilinear", align_corners=False)
+
+
+def warp(images: Tensor, flow: Tensor) -> Tensor:
+    """Read images (batch, channels, height, width) at each pixel + flow (batch, 2, height, width), in pixels."""
+    height, width = images.shape[-2:]
+    y = torch.arange(height, device=images.device, dtype=images.dtype)[:, None]
+    x = torch.arange(width, device=images.device, dtype=images.dtype)
+    grid = torch.stack(
+        [(x + flow[:, 0]) * (2 / width) + (1 / width - 1), (y + flow[:, 1]) * (2 / height) + (1 / height - 1)], -1
+    )
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _conv(inputs: int, outputs: int, stride: int = 1, *, last: bool = False) -> nn.Module:
+    conv = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1)
+    nn.init.kaiming_normal_(conv.weight, a=0.1)
+    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+    return conv if last else nn.Sequential(conv, nn.LeakyReLU(0.1))

@@ -1,0 +1,453 @@
+"""The default network: a ConvLSTM that weighs the evidence, a solver that measures.
+
+One frame's way, from top to bottom of `GeometricNet.track`:
+
+1. the last motion and the road as it was predict where everything will be seen;
+2. a learned flow measures the rest, to a tenth of a pixel, and says how sure it is of each cell;
+3. Gauss-Newton finds motion and road from all cells alike, robustly;
+4. a ConvLSTM, who remembers earlier frames, looks at what does not fit and says which cells to trust, and for what;
+5. Gauss-Newton again with these weights: the motion, and its covariance from the Hessian;
+6. the road's tilt, the camera's mounting and the motion go into the state for the next frame.
+
+Everything inside counts lengths in camera heights, so any camera height gives metres by one factor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from convlstm_vo.geometry import se3
+from convlstm_vo.models.cells import CELLS, State
+from convlstm_vo.models.config import ModelConfig, choose
+from convlstm_vo.models.flow import FlowField, FlowNet
+from convlstm_vo.models.scene import (
+    canyon_inverse_depth,
+    cell_rays,
+    flow_of,
+    flow_to_rays,
+    road_normal,
+    road_slopes,
+)
+from convlstm_vo.models.solver import Priors, Residuals, Solution, residuals, solve
+
+_FEATURES = 10  # of a cell, for the ConvLSTM
+_SEARCHED = (
+    tuple(  # (z, yaw) that a search tries, camera heights and radians a frame: each reaches 30 pixels around
+        [(speed, 0.0) for speed in (0.0, 0.6, 1.2, 1.9)]
+        + [(speed, turn) for speed in (0.4,) for turn in (-0.08, 0.08)]
+    )
+)
+LEAST_EVIDENCE = 0.04  # of the image; a covered lens has less than 0.01, real streets 0.2 to 0.6
+LEAST_ROAD = 0.03  # standard deviation of the way by the road alone, camera heights, above which there is no road
+
+
+@dataclasses.dataclass
+class Memory:
+    """What is remembered beside the ConvLSTM's state; all zero before the first frame.
+
+    Attributes:
+        known: (batch,) 1 once a motion has been seen. motion: (batch, 6) the last one, in camera heights.
+        slopes: (batch, 2) of the road in the newest frame. variance: (batch, 2, 2) of them.
+        mounting: (batch, 2) slopes of the road on average, i.e. roll and pitch of the camera on the car.
+        mounting_precision: (batch, 2), their inverse variance beyond what is known before the start.
+        height: (batch,) metres above the road; 0 stands for the configured one.
+    """
+
+    known: Tensor
+    motion: Tensor
+    slopes: Tensor
+    variance: Tensor
+    mounting: Tensor
+    mounting_precision: Tensor
+    height: Tensor
+
+    SIZE = 18
+
+    @classmethod
+    def unpack(cls, packed: Tensor) -> Memory:
+        """From one tensor (batch, 18)."""
+        known, motion, slopes, variance, mounting, precision, height = packed.split([1, 6, 2, 4, 2, 2, 1], 1)
+        return cls(known[:, 0], motion, slopes, variance.unflatten(1, (2, 2)), mounting, precision, height[:, 0])
+
+    def pack(self) -> Tensor:
+        """To one tensor (batch, 18)."""
+        parts = [self.known[:, None], self.motion, self.slopes, self.variance.flatten(1), self.mounting]
+        return torch.cat([*parts, self.mounting_precision, self.height[:, None]], 1)
+
+
+@dataclasses.dataclass
+class Cells:
+    """The flow of a frame, a choice of its cells: what the solver and the ConvLSTM see.
+
+    Attributes:
+        rays: (batch, 3, rows, columns) in the previous frame. seen: (batch, 2, rows, columns) in the current one.
+        sigma: (batch, rows, columns) standard deviation of ``seen``; infinite where it lies outside the image.
+        texture: (batch, rows, columns), contrast of the image there.
+    """
+
+    rays: Tensor
+    seen: Tensor
+    sigma: Tensor
+    texture: Tensor
+
+
+class Weigher(nn.Module):
+    """Looks at the misfits of a first solution and says, for each cell, how much to trust it across and along.
+
+    Args:
+        config: cell, hidden_channels, cell_kernel, ... as of the other networks.
+        rows, columns: of the grid of cells; only cells with peepholes need them.
+    """
+
+    def __init__(self, config: ModelConfig, rows: int, columns: int) -> None:
+        super().__init__()
+        hidden = config.hidden_channels
+        self.look = nn.Sequential(nn.Conv2d(_FEATURES, 32, 3, padding=1), nn.LeakyReLU(0.1))
+        self.down = nn.Sequential(
+            nn.Conv2d(32, hidden, 3, stride=2, padding=1),
+            nn.LeakyReLU(0.1),
+            nn.Conv2d(hidden, hidden, 3, stride=2, padding=1),
+            nn.LeakyReLU(0.1),
+        )
+        shape = (hidden, -(-rows // 4), -(-columns // 4))
+        self.cell = choose(CELLS, config.cell, "cell").from_config(config, shape)
+        self.up = nn.Sequential(nn.Conv2d(2 * hidden, 32, 3, padding=1), nn.LeakyReLU(0.1))
+        self.trust = nn.Sequential(
+            nn.Conv2d(64, 32, 3, padding=1), nn.LeakyReLU(0.1), nn.Conv2d(32, 2, 3, padding=1)
+        )
+        self.whole = nn.Linear(2 * hidden, 3)
+        for layer in (self.trust[-1], self.whole):
+            nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, features: Tensor, state: State | None) -> tuple[Tensor, Tensor, State]:
+        """Logarithms of trust (batch, 2, rows, columns); three numbers about the frame (batch, 3); the state."""
+        near = self.look(features)
+        far = self.down(near)
+        state = self.cell.zero_state(far) if state is None else state
+        output, state = self.cell(far, state)
+        context = torch.cat([output, far], 1)
+        wide = F.interpolate(self.up(context), size=near.shape[-2:], mode="bilinear", align_corners=False)
+        return self.trust(torch.cat([wide, near], 1)), self.whole(context.mean((2, 3))), state
+
+
+class GeometricNet(nn.Module):
+    """See the head of this file. The contract is that of `OdometryNet`: ``motion, state = step(pair, K, state)``.
+
+    Args:
+        config: ``encoder="flow"``; ``camera_height`` gives the scale.
+        seed: of the initial weights.
+    """
+
+    def __init__(self, config: ModelConfig, *, seed: int | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.mixed = False  # set it where the processor multiplies bfloat16 faster
+        with torch.random.fork_rng(devices=[], enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            self.flow = FlowNet()
+            self.weigher = Weigher(config, config.image_height // 8, config.image_width // 8)
+        # Standard deviations, learned as logarithms. Slopes are radians, lengths camera heights.
+        self.log_flow_sd = nn.Parameter(torch.tensor([0.7, 1.2]))  # across and along; on top of the flow's own
+        self.log_slope_drift = nn.Parameter(torch.tensor([0.002, 0.0015]).log())  # from one frame to the next
+        self.log_slope_spread = nn.Parameter(torch.tensor([0.006, 0.006]).log())  # about the mounting
+        self.log_mounting = nn.Parameter(torch.tensor([0.02, 0.02]).log())  # of mountings, before the first frame
+        self.log_climb = nn.Parameter(torch.tensor([0.002, 0.004]).log())  # heaving: fixed, and a share of the way
+        self.log_motion = nn.Parameter(
+            torch.tensor([0.1, 0.1, 0.15, 0.01, 0.02, 0.01]).log()
+        )  # change of the motion
+        self.log_covariance = nn.Parameter(torch.zeros(2))  # calibration of translation and rotation
+
+    # --- the contract -------------------------------------------------------------------------------------------
+
+    def step(self, pair: Tensor, intrinsics: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """The motion between two frames, in metres, as `OdometryNet.step`."""
+        estimate, state = self.track(pair, intrinsics, state)
+        return estimate.motion, state
+
+    def track(self, pair: Tensor, intrinsics: Tensor, state: State | None = None) -> tuple[Estimate, State]:
+        """The motion between two frames with all that is known about it.
+
+        Args:
+            pair: previous and current frame, grey 0..255, (batch, 2, 1, height, width), sides divisible by 8.
+            intrinsics: fx, fy, cx, cy in pixels, (batch, 4).
+            state: what the last call returned; None to start afresh.
+        """
+        memory, hidden = self._recall(state, pair)
+        view = View(pair[:, 0].float(), pair[:, 1].float(), intrinsics.float())
+        found = self.conclude(self.look(view, memory), memory, hidden)
+        weak = (memory.known < 1) | (found[0].evidence < LEAST_EVIDENCE)
+        if bool(weak.any()):
+            for motion in self.search(view, memory):
+                again = dataclasses.replace(memory, motion=motion)
+                other = self.conclude(self.look(view, again), again, hidden)
+                better = weak & (other[0].evidence > found[0].evidence)
+                found = _select(better, other, found)
+        estimate, state = found
+        lost = estimate.evidence < LEAST_EVIDENCE
+        if bool(lost.any()):
+            estimate, state = self._dead_reckoning(lost, estimate, state, memory)
+        return estimate, state
+
+    def look(self, view: View, memory: Memory) -> Cells:
+        """Measure the flow between two frames, on top of what memory predicts."""
+        prev, curr, intrinsics = view.prev, view.curr, view.intrinsics
+        rays = cell_rays(intrinsics, prev.shape[-2] // 4, prev.shape[-1] // 4)
+        predicted = flow_of(rays, canyon_inverse_depth(rays, memory.mounting), memory.motion, intrinsics)
+        return choose_cells(rays, self.measure(prev, curr, predicted), intrinsics, prev)
+
+    def search(self, view: View, memory: Memory) -> list[Tensor]:
+        """Motions (batch, 6) to start from where nothing is known or all is lost: the best of some."""
+        best, most = memory.motion, None
+        for speed, turn in _SEARCHED:
+            tried = torch.zeros_like(memory.motion)
+            tried[:, 2], tried[:, 4] = speed, turn
+            fresh = dataclasses.replace(memory, known=torch.zeros_like(memory.known), motion=tried)
+            estimate, _ = self.conclude(self.look(view, fresh), fresh, None)
+            ahead = estimate.solution.motion
+            if most is None:
+                best, most = ahead, estimate.evidence
+            else:
+                best = torch.where((estimate.evidence > most)[:, None], ahead, best)
+                most = torch.maximum(most, estimate.evidence)
+        return [best]
+
+    def _dead_reckoning(
+        self, lost: Tensor, estimate: Estimate, state: State, memory: Memory
+    ) -> tuple[Estimate, State]:
+        """Where all is lost the camera is taken to move on as before, with a wide covariance."""
+        height = torch.where(memory.height > 0, memory.height, self.config.camera_height)
+        ahead = torch.cat([memory.motion[:, :3] * height[:, None], memory.motion[:, 3:]], 1)
+        wide = torch.diag_embed(
+            torch.cat([(0.5 + ahead[:, 2:3].abs()).expand(-1, 3), torch.full_like(ahead[:, 3:], 0.1)], 1).square()
+        )
+        kept = dataclasses.replace(memory, known=torch.zeros_like(memory.known))
+        packed = torch.where(lost[:, None], kept.pack(), state[-1])
+        pick = dataclasses.replace(
+            estimate,
+            motion=torch.where(lost[:, None], ahead, estimate.motion),
+            covariance=torch.where(lost[:, None, None], wide, estimate.covariance),
+        )
+        return pick, (*state[:-1], packed)
+
+    def measure(self, prev: Tensor, curr: Tensor, predicted: Tensor) -> FlowField:
+        """The flow, on top of the predicted one."""
+        with self.half_precision(prev):
+            return self.flow(prev, curr, predicted.clamp(-1000.0, 1000.0))
+
+    def conclude(self, cells: Cells, memory: Memory, hidden: State | None) -> tuple[Estimate, State]:
+        """From the flow of a frame to its motion, and the state for the next one."""
+        rays, seen = cells.rays.flatten(2), cells.seen.flatten(2)
+        priors = self.priors(memory)
+        across, along = self.trusted_weights(cells, memory)
+        start = (memory.motion, priors.slopes)
+        with torch.no_grad():
+            first, _ = solve(rays, seen, across, along, priors, start, steps=3)
+            features = describe(cells, residuals(rays, seen, first.motion, first.slopes))
+        with self.half_precision(features):
+            trust, whole, hidden = self.weigher(features, hidden)
+        trust = trust.float().clamp(-8.0, 5.0)
+        across, along = self.trusted_weights(cells, memory, trust)
+        second, misfits = solve(rays, seen, across, along, priors, (first.motion, first.slopes), steps=3)
+        estimate = self.estimate(cells, second, misfits, across, along, memory, trust, whole)
+        return estimate, (*hidden, self.remember(memory, second).pack())
+
+    def initial_state(self, batch: int) -> State:
+        """The state before the first frame of the configured size: all zero."""
+        rows, columns = self.config.image_height // 8, self.config.image_width // 8
+        like = next(self.parameters()).new_zeros(
+            batch, self.config.hidden_channels, -(-rows // 4), -(-columns // 4)
+        )
+        return (*self.weigher.cell.zero_state(like), like.new_zeros(batch, Memory.SIZE))
+
+    # --- its parts ----------------------------------------------------------------------------------------------
+
+    def priors(self, memory: Memory) -> Priors:
+        """What memory says about motion and road before this frame is looked at."""
+        known = memory.known[:, None]
+        sd = self.log_motion.exp() * (1 + 0.5 * memory.motion[:, 2:3].abs())
+        loose = torch.where(known > 0, sd, sd.new_tensor([1.0, 1.0, 3.0, 0.3, 0.3, 0.3]))
+        # Two sources for the slopes: how they were, and how the camera is mounted.
+        mounting_variance = 1 / (torch.exp(-2 * self.log_mounting) + memory.mounting_precision)
+        from_mounting = 1 / ((2 * self.log_slope_spread).exp() + mounting_variance)  # (batch, 2)
+        drift = torch.diag_embed((2 * self.log_slope_drift).exp().expand(len(known), 2))
+        fresh = torch.diag_embed(torch.ones_like(memory.slopes))
+        from_last = torch.linalg.inv(torch.where(known[..., None] > 0, memory.variance + drift, fresh))
+        from_last = from_last * known[..., None]
+        information = from_last + torch.diag_embed(from_mounting)
+        mean = (from_last @ memory.slopes[..., None])[..., 0] + from_mounting * memory.mounting
+        slopes = torch.linalg.solve(information, mean[..., None])[..., 0]
+        climb, share = self.log_climb.exp()
+        climb_sd = climb + share * memory.motion[:, :3].norm(dim=1)
+        climb_sd = torch.where(memory.known > 0, climb_sd, climb + 2 * share)
+        return Priors(memory.motion, loose.square().reciprocal(), slopes, information, climb_sd)
+
+    def trusted_weights(self, cells: Cells, memory: Memory, trust: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Inverse variances (batch, cells) across and along: by the flow's own certainty, where a road should be.
+
+        Args:
+            trust: logarithms of factors on both, (batch, 2, rows, columns), from the ConvLSTM.
+        """
+        certain = cells.sigma.square().reciprocal().flatten(1)
+        scale = torch.exp(-2 * self.log_flow_sd)
+        x, y = cells.rays[:, 0].flatten(1), cells.rays[:, 1].flatten(1)
+        # The horizon is that of the mounting: one that follows the solution can run away with it, up the houses.
+        height = y - memory.mounting[:, :1] * x - memory.mounting[:, 1:]
+        corridor = torch.exp(-((x / height.clamp_min(0.02) / 1.2) ** 2)) * (height > 0.06)
+        if trust is None:
+            return certain * scale[0], certain * scale[1] * corridor
+        factor = trust.flatten(2).exp()
+        return certain * scale[0] * factor[:, 0], certain * scale[1] * (corridor + 0.01) * factor[:, 1]
+
+    def half_precision(self, like: Tensor) -> torch.autocast:
+        """bfloat16 for convolutions where it pays; coordinates, sampling and solver never leave float32."""
+        return torch.autocast(like.device.type, torch.bfloat16, enabled=self.mixed)
+
+    def estimate(
+        self,
+        cells: Cells,
+        solution: Solution,
+        misfits: Residuals,
+        across: Tensor,
+        along: Tensor,
+        memory: Memory,
+        trust: Tensor,
+        whole: Tensor,
+    ) -> Estimate:
+        """In metres, with its covariance, and how far it can be trusted."""
+        height = torch.where(memory.height > 0, memory.height, self.config.camera_height)
+        covariance = inverse8(solution.information)
+        sd = torch.exp(self.log_covariance[None] + whole[:, :2].clamp(-2, 2))  # (batch, 2)
+        factor = torch.cat([(sd[:, :1] * height[:, None]).expand(-1, 3), sd[:, 1:].expand(-1, 3)], 1)
+        covariance = covariance[:, :6, :6] * factor[:, :, None] * factor[:, None, :]
+        # How much the road alone, without yesterday's speed, says about the length of the way.
+        road = (along[:, None] * misfits.J_along[:, :3].square()).sum((1, 2))
+        sure = 1 / (1 + (cells.sigma.flatten(1) * 1000.0).square())  # half at a third of a pixel
+        fit = sure / (1 + misfits.across.square() * across)
+        motion = torch.cat([solution.motion[:, :3] * height[:, None], solution.motion[:, 3:]], 1)
+        return Estimate(motion, covariance, solution, fit.mean(1), road.clamp_min(1e-12).rsqrt(), trust)
+
+    def remember(self, memory: Memory, solution: Solution) -> Memory:
+        """The state after a frame: the road as the current camera sees it, the mounting a little better known."""
+        R = se3.so3_exp(solution.motion[:, 3:])
+        normal = (R.transpose(1, 2) @ road_normal(solution.slopes)[..., None])[..., 0]
+        slopes = road_slopes(normal)
+        variance = inverse8(solution.information)[:, 6:, 6:]
+        # Neighbouring frames lean alike (springs, hills): ten of them count as one.
+        spread = variance.diagonal(dim1=1, dim2=2) + (2 * self.log_slope_spread).exp()
+        gained = 1 / (10 * spread)
+        prior = torch.exp(-2 * self.log_mounting)
+        precision = memory.mounting_precision * 0.998
+        total = precision + prior + gained
+        mounting = memory.mounting + gained / total * (solution.slopes - memory.mounting)
+        return Memory(
+            torch.ones_like(memory.known),
+            solution.motion,
+            slopes,
+            variance,
+            mounting,
+            precision + gained,
+            memory.height,
+        )
+
+    def _recall(self, state: State | None, pair: Tensor) -> tuple[Memory, State | None]:
+        if state is None:
+            return Memory.unpack(pair.new_zeros((len(pair), Memory.SIZE), dtype=torch.float32)), None
+        return Memory.unpack(state[-1]), state[:-1]
+
+
+@dataclasses.dataclass
+class Estimate:
+    """What is known after a frame.
+
+    Attributes:
+        motion: (batch, 6) ``T_prev_curr``: metres, radians. covariance: (batch, 6, 6) of these numbers.
+        solution: the same in camera heights, with the road.
+        evidence: (batch,) share of the image that was measured well and fits; under `LEAST_EVIDENCE` all is lost.
+        road_sd: (batch,) standard deviation of the way's length by the road alone, in camera heights; above
+            `LEAST_ROAD` no road is seen, and the length of the motion is a guess.
+        trust: (batch, 2, rows, columns), logarithms, across and along.
+    """
+
+    motion: Tensor
+    covariance: Tensor
+    solution: Solution
+    evidence: Tensor
+    road_sd: Tensor
+    trust: Tensor
+
+
+@dataclasses.dataclass
+class View:
+    """Two frames: (batch, 1, height, width) grey levels, and fx, fy, cx, cy (batch, 4)."""
+
+    prev: Tensor
+    curr: Tensor
+    intrinsics: Tensor
+
+
+def _select(which: Tensor, a: tuple[Estimate, State], b: tuple[Estimate, State]) -> tuple[Estimate, State]:
+    """Rows of a where which is true, of b elsewhere."""
+
+    def pick(x: Tensor, y: Tensor) -> Tensor:
+        return torch.where(which.reshape(-1, *[1] * (x.dim() - 1)), x, y)
+
+    (ea, sa), (eb, sb) = a, b
+    names = ("motion", "covariance", "evidence", "road_sd", "trust")
+    solution = Solution(
+        *(pick(getattr(ea.solution, n), getattr(eb.solution, n)) for n in ("motion", "slopes", "information"))
+    )
+    fields = {name: pick(getattr(ea, name), getattr(eb, name)) for name in names}
+    return Estimate(solution=solution, **fields), tuple(pick(x, y) for x, y in zip(sa, sb, strict=True))
+
+
+def choose_cells(rays: Tensor, field: FlowField, intrinsics: Tensor, image: Tensor) -> Cells:
+    """Of each 2x2 cells, whose windows overlap anyway, the one whose flow is surest."""
+    seen = flow_to_rays(field.flow, rays, intrinsics)
+    focal = (intrinsics[:, 0] * intrinsics[:, 1]).sqrt()[:, None, None]
+    sigma = (field.log_scale[:, 0].exp() * math.sqrt(2.0) + 0.03) / focal
+    height, width = image.shape[-2:]
+    at = seen * intrinsics[:, :2, None, None] + intrinsics[:, 2:, None, None]
+    inside = (at[:, 0] > 1) & (at[:, 0] < width - 2) & (at[:, 1] > 1) & (at[:, 1] < height - 2)
+    sigma = torch.where(inside, sigma, 10.0)
+    mean = F.avg_pool2d(image, 4)
+    texture = (F.avg_pool2d(image * image, 4) - mean * mean).clamp_min(0).sqrt()
+    stacked = torch.cat([rays, seen, sigma[:, None], texture], 1)  # (batch, 7, rows, columns)
+    blocks = F.pixel_unshuffle(stacked, 2).unflatten(1, (7, 4))  # (batch, 7, 4, rows / 2, columns / 2)
+    best = blocks[:, 5:6].argmin(2, keepdim=True).expand(-1, 7, -1, -1, -1)
+    picked = blocks.gather(2, best)[:, :, 0]
+    return Cells(picked[:, :3], picked[:, 3:5], picked[:, 5], picked[:, 6])
+
+
+def describe(cells: Cells, r: Residuals) -> Tensor:
+    """What the ConvLSTM sees of each cell: (batch, 10, rows, columns), all of order one."""
+    grid = cells.sigma.shape[-2:]
+    sigma = cells.sigma.flatten(1)
+    across = (r.across / sigma).asinh() / 2
+    rows = [
+        2 * cells.rays[:, 0],
+        6 * cells.rays[:, 1],
+        across.unflatten(1, grid),
+        across.abs().unflatten(1, grid),
+        torch.asinh(r.along / sigma).unflatten(1, grid) / 3,
+        (cells.sigma * 363.6).log() / 2,
+        (r.parallax.clamp_min(1e-4).log() / 3).unflatten(1, grid),
+        (r.road * 4).clamp(-1, 2).unflatten(1, grid),
+        (4 * (r.inverse_depth - r.road.clamp_min(0.0))).clamp(-2, 2).unflatten(1, grid),
+        (cells.texture + 1).log() / 3,
+    ]
+    return torch.stack(rows, 1)
+
+
+def inverse8(information: Tensor) -> Tensor:
+    """Inverse of positive definite matrices (batch, 8, 8), scaled to a unit diagonal first."""
+    scale = information.diagonal(dim1=1, dim2=2).clamp_min(1e-12).rsqrt()
+    scaled = information * scale[:, :, None] * scale[:, None, :]
+    scaled = scaled + 1e-6 * torch.eye(information.shape[1], dtype=information.dtype, device=information.device)
+    return torch.linalg.inv(scaled) * scale[:, :, None] * scale[:, None, :]

@@ -1,0 +1,228 @@
+"""Motion and road from flow: robust, weighted Gauss-Newton, batched and differentiable from end to end.
+
+Each cell of the flow gives two constraints, split along its epipolar line:
+
+- *across* the line, whatever its depth: this is where rotation and direction come from;
+- *along* the line, if it lies on the road: this carries the scale, since the road is 1 camera height away.
+
+Unknown are the motion (6) and the road's slopes (2); both have Gaussian priors, as has the camera's height above
+the road, which hardly changes from frame to frame. Lengths are camera heights (see `scene.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from convlstm_vo.geometry import se3
+from convlstm_vo.models.scene import road_normal
+
+_STILL = 2e-3  # displacement for a unit of inverse depth under which an epipolar line has no direction
+_LEAST_DEPTH = 0.05  # of points in the current camera, in units of their depth in the previous one
+
+
+@dataclasses.dataclass
+class Priors:
+    """What is known before looking, as means and inverse variances.
+
+    Attributes:
+        motion: (batch, 6). motion_information: (batch, 6), of its numbers.
+        slopes: (batch, 2), of the road in the previous frame. slopes_information: (batch, 2, 2).
+        climb_sd: (batch,), by how much a motion leaves the road's direction, in camera heights.
+    """
+
+    motion: Tensor
+    motion_information: Tensor
+    slopes: Tensor
+    slopes_information: Tensor
+    climb_sd: Tensor
+
+
+@dataclasses.dataclass
+class Solution:
+    """What Gauss-Newton found.
+
+    Attributes:
+        motion: (batch, 6) ``T_prev_curr``, translation in camera heights. slopes: (batch, 2), previous frame.
+        information: (batch, 8, 8) of (translation, rotation, slopes), the Hessian at the solution.
+    """
+
+    motion: Tensor
+    slopes: Tensor
+    information: Tensor
+
+
+@dataclasses.dataclass
+class Residuals:
+    """How cells disagree with a motion and a road, in the current camera's ray coordinates.
+
+    Attributes:
+        across, along: (batch, cells) off the epipolar line; along it, from the road's place.
+        still: (batch, cells) 1 where there is no epipolar line to move along (no translation, or too far away), so
+            that ``along`` counts whatever the cell shows; 0 where there is.
+        inverse_depth: (batch, cells) that fits best. road: (batch, cells) the road's.
+        parallax: (batch, cells) displacement for a unit of inverse depth.
+        J_across: (batch, 8, cells), J_along: (batch, 8, cells): derivatives by (translation, rotation, slopes).
+    """
+
+    across: Tensor
+    along: Tensor
+    still: Tensor
+    inverse_depth: Tensor
+    road: Tensor
+    parallax: Tensor
+    J_across: Tensor
+    J_along: Tensor
+
+
+def residuals(rays: Tensor, seen: Tensor, motion: Tensor, slopes: Tensor) -> Residuals:
+    """Both constraints of all cells and their derivatives.
+
+    Args:
+        rays: (batch, 3, cells) in the previous camera. seen: (batch, 2, cells), where they are in the current one.
+        motion: (batch, 6). slopes: (batch, 2).
+    """
+    T = se3.matrix_from_motion(motion)
+    Rt, t = T[:, :3, :3].transpose(1, 2), T[:, :3, 3:]
+    sx, sy, sz = (Rt @ rays).unbind(1)  # the ray in the current camera: (batch, cells)
+    mx, my, mz = (Rt @ t)[:, :, 0].unbind(1)
+    m = mx[:, None], my[:, None], mz[:, None]
+    u, v = seen.unbind(1)
+    normal = road_normal(slopes)
+    road = -(normal[:, None] @ rays)[:, 0]
+    on_road = road.clamp_min(0.005)
+    # The inverse depth that fits best, in closed form: seen x (s - rho m) = 0 is linear in it.
+    gx, gy = u * m[2] - m[0], v * m[2] - m[1]
+    fx, fy = u * sz - sx, v * sz - sy
+    best = (gx * fx + gy * fy + _STILL**2 * on_road) / (gx * gx + gy * gy + _STILL**2)
+    best = best.clamp(0.0, 2.0)  # nothing lies behind the camera
+
+    at_best = _seen((sx, sy, sz), m, best)
+    x, y, iz, ax, ay = at_best
+    length = (ax * ax + ay * ay + 1e-12).sqrt()
+    ux, uy = ax / length, (ay + 1e-6) / length
+    across = (y - v) * ux - (x - u) * uy
+    J_across = _derivatives(x, y, iz * best, Rt, -uy, ux)
+    x, y, iz, ax, ay = _seen((sx, sy, sz), m, on_road)
+    parallax = (ax * ax + ay * ay + 1e-12).sqrt()
+    ux, uy = ax / parallax, (ay + 1e-6) / parallax
+    along = (x - u) * ux + (y - v) * uy
+    J_along = _derivatives(x, y, iz * on_road, Rt, ux, uy)
+    by_slopes = [_by_slope(rays[:, i], road, slopes, i // 2) * parallax for i in (0, 2)]
+    nothing = torch.zeros_like(across)
+    still = _STILL**2 / (length * length + _STILL**2)
+    return Residuals(
+        across,
+        along,
+        still,
+        best,
+        road,
+        parallax,
+        torch.stack([*J_across, nothing, nothing], 1),
+        torch.stack([*J_along, *by_slopes], 1),
+    )
+
+
+def _seen(s: tuple[Tensor, Tensor, Tensor], m: tuple[Tensor, Tensor, Tensor], rho: Tensor) -> tuple[Tensor, ...]:
+    """Place x, y; one over depth; and the derivative of the place by inverse depth: five of (batch, cells)."""
+    iz = (s[2] - rho * m[2]).clamp_min(_LEAST_DEPTH).reciprocal()
+    x, y = (s[0] - rho * m[0]) * iz, (s[1] - rho * m[1]) * iz
+    return x, y, iz, (x * m[2] - m[0]) * iz, (y * m[2] - m[1]) * iz
+
+
+def _derivatives(x: Tensor, y: Tensor, closeness: Tensor, Rt: Tensor, wx: Tensor, wy: Tensor) -> list[Tensor]:
+    """Of wx * x + wy * y by translation and rotation, six (batch, cells); closeness: inverse depth over depth."""
+    ahead = wx * x + wy * y
+    columns = [
+        closeness * (ahead * Rt[:, 2, k, None] - wx * Rt[:, 0, k, None] - wy * Rt[:, 1, k, None]) for k in range(3)
+    ]
+    return [*columns, wy + y * ahead, -wx - x * ahead, wx * y - wy * x]
+
+
+def _by_slope(ray: Tensor, road: Tensor, slopes: Tensor, which: int) -> Tensor:
+    """Of the road's inverse depth (y - a x - b) / sqrt(1 + a^2 + b^2), by a (0) or b (1): (batch, cells)."""
+    inverse_norm = (1 + (slopes * slopes).sum(1, keepdim=True)).rsqrt()
+    return -inverse_norm * ray - road * slopes[:, which, None] * inverse_norm * inverse_norm
+
+
+def solve(
+    rays: Tensor,
+    seen: Tensor,
+    weights_across: Tensor,
+    weights_along: Tensor,
+    priors: Priors,
+    start: tuple[Tensor, Tensor],
+    *,
+    steps: int,
+    tolerance: float = 2.0,
+) -> tuple[Solution, Residuals]:
+    """Weighted robust least squares.
+
+    Gradients flow through the last step alone. At the optimum that is the implicit function theorem with
+    Gauss-Newton's Hessian: the way there does not matter, and nothing of it is kept in memory.
+
+    Args:
+        rays, seen: as in `residuals`; constants. weights_across, weights_along: (batch, cells), inverse variances
+            in ray units. priors: what is known before. start: motion (batch, 6) and slopes (batch, 2).
+        steps: of Gauss-Newton. tolerance: standard deviations at which a constraint counts half (Cauchy).
+
+    Returns:
+        The solution, and the residuals before the last step.
+    """
+    motion, slopes = start[0].detach(), start[1].detach()
+    for step in range(steps):
+        with torch.no_grad():
+            r = residuals(rays, seen, motion, slopes)
+        if step == steps - 1:
+            return _gauss_newton(r, weights_across, weights_along, priors, motion, slopes, tolerance), r
+        with torch.no_grad():
+            solution = _gauss_newton(r, weights_across, weights_along, priors, motion, slopes, tolerance)
+        motion, slopes = solution.motion, solution.slopes
+    raise ValueError("steps must be at least 1")
+
+
+def _gauss_newton(
+    r: Residuals, across: Tensor, along: Tensor, priors: Priors, motion: Tensor, slopes: Tensor, tolerance: float
+) -> Solution:
+    along = along + across * r.still
+    w_across = across / (1 + r.across.square() * across / tolerance**2)
+    w_along = along / (1 + r.along.square() * along / tolerance**2)
+    WA, WL = r.J_across * w_across[:, None], r.J_along * w_along[:, None]
+    H = WA @ r.J_across.transpose(1, 2) + WL @ r.J_along.transpose(1, 2)
+    b = (WA @ r.across[..., None] + WL @ r.along[..., None])[..., 0]
+    H, b = _with_priors(H, b, motion, slopes, priors)
+    motion, slopes = _moved(motion, slopes, _solve8(H, -b))
+    return Solution(motion, slopes, H)
+
+
+def _solve8(H: Tensor, b: Tensor) -> Tensor:
+    """Solve H x = b with rows and columns scaled to a unit diagonal: float32 is then enough."""
+    scale = H.diagonal(dim1=1, dim2=2).clamp_min(1e-12).rsqrt()
+    scaled = H * scale[:, :, None] * scale[:, None, :]
+    scaled = scaled + 1e-6 * torch.eye(H.shape[1], dtype=H.dtype, device=H.device)
+    return scale * torch.linalg.solve(scaled, (scale * b)[..., None])[..., 0]
+
+
+def _with_priors(H: Tensor, b: Tensor, motion: Tensor, slopes: Tensor, priors: Priors) -> tuple[Tensor, Tensor]:
+    H = H + torch.diag_embed(torch.cat([priors.motion_information, torch.zeros_like(slopes)], 1))
+    b_motion = priors.motion_information * (motion - priors.motion)
+    b_slopes = (priors.slopes_information @ (slopes - priors.slopes)[..., None])[..., 0]
+    H = H + torch.nn.functional.pad(priors.slopes_information, (6, 0, 6, 0))
+    b = b + torch.cat([b_motion, b_slopes], 1)
+    # The camera stays at its height: normal . translation is 0 but for the springs of the car.
+    normal, t = road_normal(slopes), motion[:, :3]
+    climb = (normal * t).sum(1)
+    J = torch.cat([normal, torch.zeros_like(t), t[:, :1], t[:, 2:]], 1)  # n is about (a, -1, b)
+    information = priors.climb_sd.square().reciprocal()
+    H = H + information[:, None, None] * J[:, :, None] * J[:, None, :]
+    return H, b + (information * climb)[:, None] * J
+
+
+def _moved(motion: Tensor, slopes: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+    """The state after a step; the rotation is updated on its right side."""
+    delta = torch.cat([delta[:, :3], delta[:, 3:6].clamp(-0.2, 0.2), delta[:, 6:].clamp(-0.1, 0.1)], 1)
+    R = se3.so3_exp(motion[:, 3:]) @ se3.so3_exp(delta[:, 3:6])
+    motion = torch.cat([motion[:, :3] + delta[:, :3], se3.so3_log(R)], 1)
+    return motion, (slopes + delta[:, 6:]).clamp(-0.3, 0.3)

@@ -1,0 +1,368 @@
+"""Training what the default network does with its flow: weights, priors and covariance, from cached flow.
+
+The flow of every pair is measured once, predicted as the odometer would predict it: from the motion before. What is
+learned afterwards sees 1920 cells a frame and no image, which makes hundreds of frames a second on a CPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from convlstm_vo.geometry import se3
+from convlstm_vo.models.cells import State
+from convlstm_vo.models.flow import FlowNet
+from convlstm_vo.models.geometric import Cells, GeometricNet, Memory, choose_cells
+from convlstm_vo.models.network import detach_state
+from convlstm_vo.models.scene import canyon_inverse_depth, cell_rays, flow_of, road_slopes
+from convlstm_vo.training.ema import WeightAverage
+from convlstm_vo.training.flow import change_light
+from convlstm_vo.training.rendered import RenderedDrive
+
+
+@dataclasses.dataclass(frozen=True)
+class WeighConfig:
+    """How the weights are trained."""
+
+    steps: int = 2500
+    """Updates."""
+    lanes: int = 8
+    """Drives side by side in a batch."""
+    frames: int = 8
+    """Frames through which gradients reach back; the state is carried on to the end of a drive."""
+    lr: float = 2e-3
+    """Peak learning rate of AdamW; it falls to zero along a cosine."""
+    seed: int = 0
+    memory: str = "carried"
+    """carried; hidden-reset: the ConvLSTM forgets at each frame; none: the priors forget too."""
+    weigh: bool = True
+    """False: geometry alone; only its standard deviations are learned."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CellDrive:
+    """A drive as its cells: float32 (frames, 7, rows, columns) (rays, seen, sigma, texture), and the truth.
+
+    Attributes:
+        motions: (frames, 6) true motions in camera heights. slopes: (frames, 2) of the road in the previous frame.
+        first: (6,) the motion that a search at the first frame finds.
+    """
+
+    cells: NDArray[np.float32]
+    motions: NDArray[np.float32]
+    slopes: NDArray[np.float32]
+    first: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+
+# --- cached flow --------------------------------------------------------------------------------------------------
+
+
+def pick_frames(length: int, rng: np.random.Generator) -> list[int]:
+    """Frames of a drive as a video may show them: half of the drives as they are, others with frames dropped."""
+    if rng.random() < 0.5:
+        return list(range(length))
+    frames, at = [], 0
+    while at < length:
+        frames.append(at)
+        at += 1 if rng.random() < 0.9 else 2
+    return frames
+
+
+def spoil(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """A frame as one in twenty is: covered, dazzled, blurred."""
+    import cv2
+
+    kind = rng.integers(4)
+    if kind == 0:
+        return np.full_like(image, int(rng.integers(0, 256)))
+    if kind == 1:
+        return np.clip(image.astype(np.float32) * 0.15 + rng.normal(0, 3, image.shape), 0, 255).astype(np.uint8)
+    if kind == 2:
+        return np.asarray(cv2.blur(image, (int(rng.integers(5, 25)), int(rng.integers(1, 7)))), np.uint8)
+    covered = image.copy()
+    left, top = int(rng.integers(0, image.shape[1] // 2)), int(rng.integers(0, image.shape[0] // 2))
+    covered[top : top + image.shape[0] // 2, left : left + image.shape[1] // 2] = int(rng.integers(0, 100))
+    return covered
+
+
+@torch.inference_mode()
+def cells_of(net: FlowNet, drive: RenderedDrive, seed: int, *, plain: bool = False) -> CellDrive:
+    """Measure the flow of a drive; as it is, or with dropped, spoilt and dimmed frames."""
+    rng = np.random.Generator(np.random.PCG64([seed, int(drive.name)]))
+    frames = list(range(len(drive))) if plain else pick_frames(len(drive), rng)
+    images = [drive.images[i] for i in frames]
+    if not plain:
+        images = [spoil(image, rng) if rng.random() < 0.04 else image for image in images]
+    intrinsics = torch.tensor(drive.intrinsics[None], dtype=torch.float32)
+    rays = cell_rays(intrinsics, images[0].shape[0] // 4, images[0].shape[1] // 4)
+    motions, slopes, rows = [], [], []
+    first: NDArray[np.float32] | None = None
+    for k in range(len(frames) - 1):
+        T = se3.relative(drive.T_world_camera[frames[k]], drive.T_world_camera[frames[k + 1]])
+        T[:3, 3] /= drive.height_m
+        motions.append(se3.motion_from_matrix(T).astype(np.float32))
+        slopes.append(
+            road_slopes(torch.tensor(drive.road_plane[frames[k], None, :3])).numpy()[0].astype(np.float32)
+        )
+        guess = (
+            motions[-2].copy() if k else motions[-1] + rng.normal(0, 1, 6) * [0.02, 0.01, 0.1, 0.005, 0.01, 0.005]
+        )
+        guess = guess + rng.normal(0, 1, 6) * [0.003, 0.003, 0.01, 0.0005, 0.0005, 0.0005]
+        first = guess.astype(np.float32) if first is None else first
+        noise = 0.015 if k == 0 or rng.random() < 0.1 else 0.003
+        tilted = torch.from_numpy(slopes[-1] + rng.normal(0, noise, 2).astype(np.float32))[None]
+        motion = torch.from_numpy(guess.astype(np.float32))[None]
+        predicted = flow_of(rays, canyon_inverse_depth(rays, tilted), motion, intrinsics).clamp(-1000, 1000)
+        pair = (images[k], images[k + 1]) if plain else change_light(images[k], images[k + 1], rng)
+        prev, curr = (torch.from_numpy(np.array(image, np.float32))[None, None] for image in pair)
+        with torch.autocast("cpu", torch.bfloat16):
+            field = net(prev, curr, predicted)
+        cells = choose_cells(rays, field, intrinsics, prev)
+        rows.append(torch.cat([cells.rays, cells.seen, cells.sigma[:, None], cells.texture[:, None]], 1)[0].numpy())
+    assert first is not None
+    return CellDrive(np.stack(rows), np.stack(motions), np.stack(slopes), first)
+
+
+def cache_cells(net: FlowNet, drives: Sequence[RenderedDrive], folder: Path, seed: int, *, plain: bool = False,
+                advance: Callable[[int], None] = lambda count: None) -> list[CellDrive]:  # fmt: skip
+    """`cells_of` all drives, from files where an earlier run has left them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    out = []
+    for drive in drives:
+        path = folder / f"{drive.name}.npz"
+        if not path.exists():
+            done = cells_of(net, drive, seed, plain=plain)
+            temporary = folder / f".{drive.name}.npz"
+            np.savez(temporary, **{f.name: getattr(done, f.name) for f in dataclasses.fields(CellDrive)})
+            temporary.replace(path)
+        with np.load(path) as values:
+            out.append(CellDrive(**dict(values)))
+        advance(1)
+    return out
+
+
+def mirrored(drive: CellDrive) -> CellDrive:
+    """The same drive seen in a mirror."""
+    cells = drive.cells[..., ::-1].copy()
+    cells[:, 0] *= -1
+    cells[:, 3] *= -1
+    flip = np.array([-1, 1, 1, 1, -1, -1], np.float32)
+    return CellDrive(cells, drive.motions * flip, drive.slopes * np.array([-1, 1], np.float32), drive.first * flip)
+
+
+# --- clips --------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class CellClip:
+    """Frames of several drives: cells (lanes, frames, 7, rows, columns) and truth; ``fresh`` where one begins."""
+
+    cells: Tensor
+    motions: Tensor
+    slopes: Tensor
+    first: Tensor
+    fresh: Tensor
+
+
+def clips(drives: Sequence[CellDrive], config: WeighConfig) -> Iterator[CellClip]:
+    """Endless clips; each lane walks through a drive from a random start, then through another one."""
+    rng = np.random.Generator(np.random.PCG64([config.seed, 5]))
+    lanes: list[tuple[CellDrive, int]] = []
+
+    def begin() -> tuple[CellDrive, int]:
+        drive = drives[int(rng.integers(len(drives)))]
+        start = int(rng.integers(0, max(1, len(drive) - 3 * config.frames)))
+        return (mirrored(drive) if rng.random() < 0.5 else drive), start
+
+    while True:
+        fresh = []
+        for lane in range(config.lanes):
+            new = len(lanes) <= lane or lanes[lane][1] + config.frames > len(lanes[lane][0])
+            if new:
+                lanes[lane : lane + 1] = [begin()]
+            fresh.append(new)
+        parts = [(drive, slice(at, at + config.frames)) for drive, at in lanes]
+        first = np.stack([
+            drive.first if part.start == 0 else drive.motions[part.start - 1] for drive, part in parts
+        ])  # fmt: skip
+        cells, motions, slopes = (
+            torch.from_numpy(np.stack([getattr(drive, name)[part] for drive, part in parts]))
+            for name in ("cells", "motions", "slopes")
+        )
+        yield CellClip(cells, motions, slopes, torch.from_numpy(first), torch.tensor(fresh))
+        lanes = [(drive, at + config.frames) for drive, at in lanes]
+
+
+def as_cells(values: Tensor) -> Cells:
+    """Cells of one frame of each lane, from (lanes, 7, rows, columns)."""
+    return Cells(values[:, :3], values[:, 3:5], values[:, 5], values[:, 6])
+
+
+def first_memory(first: Tensor) -> Tensor:
+    """Packed memory (lanes, 18) of a search's result: a motion to start from, nothing known yet."""
+    memory = Memory.unpack(first.new_zeros((len(first), Memory.SIZE)))
+    return dataclasses.replace(memory, motion=first).pack()
+
+
+# --- learning -----------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What the network said about a clip: (lanes, frames, ...)."""
+
+    motions: Tensor
+    covariances: Tensor
+    slopes: Tensor
+
+
+def follow(
+    net: GeometricNet, clip: CellClip, state: State | None, config: WeighConfig
+) -> tuple[Outcome, State | None]:
+    """Through a clip, in camera heights, the state carried as configured."""
+    packed = first_memory(clip.first)
+    hidden: State | None = None
+    if state is not None:
+        keep = ~clip.fresh
+        packed = torch.where(keep[:, None], state[-1], packed)
+        hidden = tuple(part * keep.reshape(-1, *[1] * (part.dim() - 1)) for part in state[:-1])
+    motions, covariances, slopes = [], [], []
+    for t in range(clip.cells.shape[1]):
+        memory = Memory.unpack(packed)
+        if config.memory == "none":
+            memory = dataclasses.replace(Memory.unpack(torch.zeros_like(packed)), motion=memory.motion)
+        if config.memory != "carried":
+            hidden = None
+        estimate, new = net.conclude(as_cells(clip.cells[:, t]), memory, hidden)
+        hidden, packed = new[:-1], new[-1]
+        motions.append(estimate.solution.motion)
+        covariances.append(estimate.covariance)
+        slopes.append(estimate.solution.slopes)
+    outcome = Outcome(torch.stack(motions, 1), torch.stack(covariances, 1), torch.stack(slopes, 1))
+    return outcome, (*(hidden or ()), packed)
+
+
+def weigh_loss(outcome: Outcome, clip: CellClip, camera_height: float) -> Tensor:
+    """Errors of motions over one, four and eight frames, of the road, and the covariance's likelihood."""
+    loss = motion_error(outcome.motions, clip.motions)
+    for steps in (4, 8):
+        if steps <= clip.motions.shape[1]:
+            loss = loss + motion_error(
+                _composed(outcome.motions, steps), _composed(clip.motions, steps)
+            ) / math.sqrt(steps)
+    slopes = ((outcome.slopes - clip.slopes) / 0.003).square().sum(-1)
+    loss = loss + 0.2 * torch.log1p(slopes).mean()
+    error = (outcome.motions - clip.motions).detach()
+    error = torch.cat([error[..., :3] * camera_height, error[..., 3:]], -1)
+    return loss + 0.1 * likelihood(error, outcome.covariances)
+
+
+def motion_error(found: Tensor, true: Tensor) -> Tensor:
+    """In units of what is good: half a percent of the way, 0.02 degrees; logarithmic far above."""
+    shift = (found[..., :3] - true[..., :3]).square().sum(-1) / (
+        0.005 * (0.3 + true[..., :3].norm(dim=-1))
+    ).square()
+    turn = (found[..., 3:] - true[..., 3:]).square().sum(-1) / 0.00035**2
+    return (torch.log1p(shift / 4) + torch.log1p(turn / 4)).mean()
+
+
+def likelihood(error: Tensor, covariance: Tensor) -> Tensor:
+    """Negative logarithm of Student's t likelihood (5 degrees of freedom) of errors (..., 6), up to a constant."""
+    factor = torch.linalg.cholesky_ex(covariance + 1e-12 * torch.eye(6))[0]
+    scaled = torch.linalg.solve_triangular(factor, error[..., None], upper=False)[..., 0]
+    log_det = factor.diagonal(dim1=-2, dim2=-1).clamp_min(1e-12).log().sum(-1)
+    return (5.5 * torch.log1p(scaled.square().sum(-1) / 5) + log_det).mean()
+
+
+def _composed(motions: Tensor, steps: int) -> Tensor:
+    from convlstm_vo.training.losses import compose_motions
+
+    return compose_motions(motions, steps)
+
+
+def train_weights(net: GeometricNet, drives: Sequence[CellDrive], unseen: Sequence[CellDrive], config: WeighConfig,
+                  out: Path) -> None:  # fmt: skip
+    """Train everything but the flow, in place; an interrupted run in ``out`` is continued."""
+    out.mkdir(parents=True, exist_ok=True)
+    net.train()
+    net.mixed = True
+    parameters = [p for name, p in net.named_parameters() if name.startswith("log_") or
+                  (config.weigh and name.startswith("weigher."))]  # fmt: skip
+    optimizer = torch.optim.AdamW(parameters, config.lr, weight_decay=1e-4)
+    average, state, began, losses = WeightAverage(net, 0.995), None, time.perf_counter(), []
+    for step, clip in enumerate(clips(drives, config)):
+        if step >= config.steps:
+            break
+        warm, fall = min(1.0, (step + 1) / 100), 0.5 * (1 + math.cos(math.pi * step / config.steps))
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * warm * fall
+        outcome, state = follow(net, clip, state, config)
+        loss = weigh_loss(outcome, clip, net.config.camera_height)
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        if torch.isfinite(norm):
+            optimizer.step()
+        state = detach_state(state) if state is not None and bool(torch.isfinite(loss)) else None
+        average.update(net)
+        losses.append(loss.item())
+        if (step + 1) % 50 == 0:
+            seconds = time.perf_counter() - began
+            row = {"step": step + 1, "loss": sum(losses) / len(losses), "seconds": seconds,
+                   "frames_per_s": (step + 1) * config.lanes * config.frames / seconds}  # fmt: skip
+            losses = []
+            if (step + 1) % 500 == 0:
+                with average.applied_to(net):
+                    row |= measure(net, unseen, config)
+            with (out / "weights.jsonl").open("a") as log:
+                log.write(json.dumps(row) + "\n")
+            print(row, flush=True)
+    net.load_state_dict(average.average)
+
+
+@torch.no_grad()
+def measure(net: GeometricNet, drives: Sequence[CellDrive], config: WeighConfig) -> dict[str, float]:
+    """Median errors on whole drives: of the motion, the scale, the tilt; calibration of the covariance."""
+    net.eval()
+    shifts, turns, tilts, scales, scaled, weighs = [], [], [], [], [], []
+    for drive in drives:
+        values = [torch.from_numpy(v)[None] for v in (drive.cells, drive.motions, drive.slopes, drive.first)]
+        clip = CellClip(values[0], values[1], values[2], values[3], torch.tensor([True]))
+        outcome, _ = follow(net, clip, None, config)
+        found, true = outcome.motions[0], clip.motions[0]
+        moving = true[:, :3].norm(dim=1) > 0.1
+        shifts.append(((found - true)[:, :3].norm(dim=1) / true[:, :3].norm(dim=1))[moving])
+        scales.append(
+            (found[moving, :3].norm(dim=1).sum() / true[moving, :3].norm(dim=1).sum().clamp_min(1e-6))[None]
+        )
+        turns.append((found - true)[:, 3:].norm(dim=1).rad2deg())
+        tilts.append((outcome.slopes[0] - clip.slopes[0])[:, 1].rad2deg())
+        error = torch.cat([(found - true)[:, :3] * net.config.camera_height, (found - true)[:, 3:]], 1)
+        factor = torch.linalg.cholesky(outcome.covariances[0] + 1e-12 * torch.eye(6))
+        scaled.append(torch.linalg.solve_triangular(factor, error[..., None], upper=False).square().mean((1, 2)))
+        weighs.append(moving.any()[None])
+    net.train()
+    bias = torch.cat(scales)[torch.cat(weighs)] - 1
+    return {
+        "shift_percent": 100 * torch.cat(shifts).median().item(),
+        "shift_mean_percent": 100 * torch.cat(shifts).mean().item(),
+        "turn_deg": torch.cat(turns).median().item(),
+        "turn_mean_deg": torch.cat(turns).mean().item(),
+        "tilt_bias_deg": torch.cat(tilts).mean().item(),
+        "tilt_deg": torch.cat(tilts).abs().median().item(),
+        "scale_bias_percent": 100 * bias.mean().item(),
+        "scale_spread_percent": 100 * bias.std().item(),
+        "chi": torch.cat(scaled).median().item(),
+    }

@@ -1,0 +1,163 @@
+"""Rendered drives on disk, with everything that the geometric network learns from: frames, depth, movers, poses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convlstm_vo.geometry.camera import Camera
+from convlstm_vo.training.config import TrainError
+from convlstm_vo.world import Mount, WorldSequence
+from convlstm_vo.world.plan import generator
+
+NEAREST_M = 2.0  # inverse depths are kept as 16-bit shares of 1 / NEAREST_M
+_STEPS = 65535
+_RATES = (5.0, 7.0, 10.0, 10.0, 10.0, 10.0, 15.0, 20.0)
+_ROADS = ("town", "town", "town", "country", "country", "motorway")
+_VERSION = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class RenderedDrive:
+    """A drive as it lies on disk (memory-mapped).
+
+    Attributes:
+        images: uint8 (frames, height, width).
+        shares: uint16 (frames, height, width), inverse depth as share of 1 / 2 m; 0 is the sky.
+        moving: uint8 (frames, height, width / 8), packed bits, 1 where something moves.
+        T_world_camera: (frames, 4, 4). road_plane: (frames, 4), unit normal towards the camera, height in metres.
+        intrinsics: fx, fy, cx, cy.
+    """
+
+    name: str
+    images: NDArray[np.uint8]
+    shares: NDArray[np.uint16]
+    moving: NDArray[np.uint8]
+    T_world_camera: NDArray[np.float64]
+    road_plane: NDArray[np.float64]
+    intrinsics: NDArray[np.float64]
+    height_m: float
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def inverse_depth(self, index: int) -> NDArray[np.float32]:
+        """(height, width) 1 / metres."""
+        return self.shares[index].astype(np.float32) / np.float32(_STEPS * NEAREST_M)
+
+    def moving_mask(self, index: int) -> NDArray[np.bool_]:
+        """(height, width)."""
+        return np.unpackbits(self.moving[index], axis=-1).astype(bool)
+
+
+def random_sequence(seed: int, frames: int, *, height: int, width: int) -> WorldSequence:
+    """A drive of random road, camera, mounting, look and rate; everything follows from the seed."""
+    rng = generator(seed, 77)
+    focal = 363.6 * float(rng.uniform(0.93, 1.07))
+    camera = Camera(
+        focal,
+        focal * float(rng.uniform(0.98, 1.02)),
+        (width - 1) / 2 + float(rng.uniform(-12, 12)),
+        (height - 1) / 2 + float(rng.uniform(-10, 10)),
+        height=height,
+        width=width,
+    )
+    mount = Mount.random(rng)
+    return WorldSequence(
+        seed,
+        frames=frames,
+        kind=_ROADS[int(rng.integers(len(_ROADS)))],  # type: ignore[arg-type]
+        camera=camera,
+        fps=_RATES[int(rng.integers(len(_RATES)))],
+        mount=mount,
+        sensor="random",
+    )
+
+
+def render(folder: Path, seed: int, frames: int, height: int, width: int) -> Path:
+    """Write one drive; one that is there already is left as it is."""
+    path = folder / f"{seed:08d}"
+    if path.exists():
+        return path
+    sequence = random_sequence(seed, frames, height=height, width=width)
+    images = np.empty((frames, height, width), np.uint8)
+    shares = np.empty((frames, height, width), np.uint16)
+    moving = np.empty((frames, height, width // 8), np.uint8)
+    for i in range(frames):
+        frame, truth = sequence.frame_and_truth(i)
+        images[i] = frame.image
+        shares[i] = np.clip(_STEPS * NEAREST_M / truth.depth + 0.5, 0, _STEPS)
+        moving[i] = np.packbits(truth.moving, axis=-1)
+    temporary = Path(tempfile.mkdtemp(prefix=".drive-", dir=folder))
+    np.save(temporary / "images.npy", images)
+    np.save(temporary / "shares.npy", shares)
+    np.save(temporary / "moving.npy", moving)
+    np.savez(
+        temporary / "path.npz",
+        T_world_camera=sequence.trajectory.T_world_camera,
+        road_plane=sequence.road_plane,
+        intrinsics=sequence.camera.intrinsics,
+        height_m=sequence.mount.height_m,
+    )
+    temporary.chmod(0o755)
+    temporary.rename(path)
+    return path
+
+
+def render_drives(
+    folder: Path,
+    seeds: Iterable[int],
+    *,
+    frames: int,
+    height: int,
+    width: int,
+    workers: int,
+    advance: Callable[[int], None] = lambda count: None,
+) -> list[Path]:
+    """Write the drives of some seeds in parallel; those of an earlier, interrupted run are kept.
+
+    Raises:
+        TrainError: the folder holds drives of another length or size.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    marker, wanted = folder / "drives.json", {"version": _VERSION, "frames": frames, "size": [height, width]}
+    if marker.exists() and json.loads(marker.read_text()) != wanted:
+        raise TrainError(f"{folder}: holds drives of other settings ({marker}); name another folder or remove it")
+    marker.write_text(json.dumps(wanted))
+    for left in folder.glob(".drive-*"):
+        shutil.rmtree(left)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context) as pool:
+        jobs = [pool.submit(render, folder, seed, frames, height, width) for seed in seeds]
+        for job in as_completed(jobs):
+            job.result()
+            advance(1)
+        return sorted(job.result() for job in jobs)
+
+
+def open_drive(path: Path) -> RenderedDrive:
+    """A drive that `render` wrote."""
+    with np.load(path / "path.npz") as values:
+        path_values = dict(values)
+    images, shares, moving = (
+        np.load(path / f"{name}.npy", mmap_mode="r") for name in ("images", "shares", "moving")
+    )
+    return RenderedDrive(
+        path.name,
+        images,
+        shares,
+        moving,
+        path_values["T_world_camera"],
+        path_values["road_plane"],
+        path_values["intrinsics"],
+        float(path_values["height_m"]),
+    )
