@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 
 ROOT = Path(__file__).parents[1]
-TINY = "--updates 40 --widths 8 4 4 --batch-size 4 --test-sequences 10 --lr 0.01"
+TINY = "--updates 40 --widths 8 4 4 --batch-size 4 --test-sequences 10 --lr 0.01 --lstm-lr 0.01"
 
 
 def forecast_digits(out: Path) -> dict[str, dict[str, float]]:
