@@ -1,4 +1,7 @@
-"""Every benchmark in turn, as `make bench` runs them; each prints its own figures and writes JSON to runs/bench."""
+"""The benchmarks in turn, as `make bench` runs them; each prints its own figures and writes JSON to runs/bench.
+
+Not among them: ablation.py, which takes hours.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,13 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
+NOT_RUN = {Path(__file__).name, "ablation.py"}
 
 
 def main() -> None:
     out = Path("runs/bench")
     out.mkdir(parents=True, exist_ok=True)
-    scripts = sorted(path for path in FOLDER.glob("*.py") if path.name != Path(__file__).name)
+    scripts = sorted(path for path in FOLDER.glob("*.py") if path.name not in NOT_RUN)
     failed = []
     for script in scripts:
         print(f"\n=== {script.name}", flush=True)

@@ -60,7 +60,8 @@ def test_the_example_scripts_run(workplace: Path) -> None:
     assert len(shown.splitlines()) == 4
     assert "torch.Size([1, 2, 6])" in run([str(examples / "add_a_cell.py")], workplace)
     for script in examples.glob("*.py"):
-        assert len(script.read_text().splitlines()) <= 40, script
+        if script.name != "nowcasting.py":  # which is an experiment: test_examples.py
+            assert len(script.read_text().splitlines()) <= 40, script
 
 
 def test_every_option_that_it_names_exists(capsys: pytest.CaptureFixture[str]) -> None:

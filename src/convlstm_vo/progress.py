@@ -10,8 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 @contextlib.contextmanager
-def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A progress bar with rate and time left; yields the function that advances it."""
+def progress(what: str, total: int | None, *, unit: str = "frames") -> Iterator[Callable[[int], None]]:
+    """A progress bar with rate (none without a unit) and time left; yields the function that advances it."""
     rate = TextColumn("{task.fields[rate]}")
     bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
     started = time.perf_counter()
@@ -20,6 +20,7 @@ def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
 
         def advance(count: int) -> None:
             done = bar.tasks[task].completed + count
-            bar.update(task, advance=count, rate=f"{done / (time.perf_counter() - started):.0f} frames/s")
+            shown = f"{done / (time.perf_counter() - started):.0f} {unit}/s" if unit else ""
+            bar.update(task, advance=count, rate=shown)
 
         yield advance
