@@ -31,7 +31,7 @@ from convlstm_vo.training.memory import describe_memory, explaining_lack_of_memo
 from convlstm_vo.training.schedule import RunPlan, learning_rate
 from convlstm_vo.training.snapshot import capture, check_resumable, restore
 from convlstm_vo.training.state import Progress, RunCheckpoints, read_training_state
-from convlstm_vo.training.stream import SequenceStream
+from convlstm_vo.training.stream import EpochStream
 from convlstm_vo.training.validation import Validation, validate
 
 __all__ = ["Trainer", "read_training_state", "train"]
@@ -39,7 +39,7 @@ __all__ = ["Trainer", "read_training_state", "train"]
 
 def train(
     config: TrainConfig,
-    sequences: list[DecodedSequence] | SequenceStream,
+    sequences: list[DecodedSequence] | EpochStream,
     validation: list[DecodedSequence],
     log: TrainingLog,
 ) -> Path:
@@ -79,16 +79,20 @@ class Trainer:
     def __init__(
         self,
         config: TrainConfig,
-        sequences: list[DecodedSequence] | SequenceStream,
+        sequences: list[DecodedSequence] | EpochStream,
         validation: list[DecodedSequence],
         log: TrainingLog,
     ) -> None:
         self.config, self.validation, self.log = config, validation, log
-        self.stream = sequences if isinstance(sequences, SequenceStream) else None
-        self.sequences = [] if isinstance(sequences, SequenceStream) else sequences
+        self.stream = sequences if isinstance(sequences, EpochStream) else None
+        self.sequences = [] if isinstance(sequences, EpochStream) else sequences
         self.accelerator = make_accelerator(config)
         self.lanes = own_lanes(self.accelerator)
-        self.run_plan = RunPlan(config, self.stream.lengths if self.stream else tuple(map(len, self.sequences)))
+        self.run_plan = (
+            RunPlan(config, self.stream.lengths, self.stream.identity())
+            if self.stream
+            else RunPlan(config, tuple(map(len, self.sequences)))
+        )
         self.total_steps = self.run_plan.steps
         self.checkpoints = RunCheckpoints(config.out)
         self.learner = Learner(config, self.accelerator.process_index)
