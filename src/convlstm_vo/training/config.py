@@ -118,6 +118,9 @@ class TrainConfig:
     """auto: bf16 where the processor has units for it, otherwise fp32."""
     device: Literal["auto", "cpu"] = "auto"
     """auto: CUDA, Apple MPS or Ascend NPU (torch-npu) where there is one."""
+    sharding: Literal["none", "fsdp"] = "none"
+    """fsdp: each of several processes keeps a part of weights, gradients and Adam's moments instead of all; for
+    networks that fill a device. Behind torchrun. Checkpoints are the same."""
     checkpoint_activations: bool = False
     """Recompute the encoder in the backward pass, clip by clip, instead of keeping its activations: a third
     more work, memory of one clip in place of the batch. For when memory runs out. Not with batch normalisation."""
@@ -185,6 +188,10 @@ class TrainConfig:
         if too_long := [steps for steps in self.loss.drift_steps if steps > self.time_steps]:
             raise TrainError(
                 f"--loss.drift-steps {too_long[0]}: longer than a clip; raise --time-steps {self.time_steps}"
+            )
+        if self.sharding == "fsdp" and self.precision == "fp16":
+            raise TrainError(
+                "--sharding fsdp: not with --precision fp16, whose scaler knows whole gradients; use bf16"
             )
         if self.checkpoint_activations and self.model.batch_norm:
             raise TrainError(
