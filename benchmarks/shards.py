@@ -1,4 +1,4 @@
-"""Clips a second from shards of the same frames: webdataset, litdata, and this package's own reader.
+"""Clips a second from shards of the same frames: webdataset and litdata.
 
 python benchmarks/shards.py --json shards.json       # litdata is measured where it is installed
 """
