@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from convlstm_vo.models.checkpoint import load_checkpoint
 from convlstm_vo.training import devices
 from convlstm_vo.training.clips import NO_AUGMENTATION, AugmentConfig
 from convlstm_vo.training.config import TrainConfig, TrainError
@@ -141,10 +143,53 @@ def test_batches_that_cannot_be_dealt_out(tmp_path: Path, monkeypatch: pytest.Mo
         devices.make_accelerator(config)
 
 
-def test_sharded_networks_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_launcher_that_spreads_networks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Sharded(devices.Accelerator):
         distributed_type = devices.DistributedType.FSDP
 
     monkeypatch.setattr(devices, "Accelerator", Sharded)
-    with pytest.raises(TrainError, match=r"configured for FSDP.*choose plain data parallelism"):
+    with pytest.raises(TrainError, match=r"configured for FSDP.*choose plain data parallelism.*--sharding fsdp"):
         devices.make_accelerator(small_config(tmp_path))
+
+
+# --- networks spread over processes (FSDP) ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def spread(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run by two processes, each with half of the network, killed after an epoch and resumed."""
+    config = small_config(tmp_path_factory.mktemp("spread"), **OPTIONS, sharding="fsdp", save_steps=1)
+    train_with_two(dataclasses.replace(config, epochs=1), tree)
+    checkpoints = config.out / "checkpoints"
+    shutil.rmtree(checkpoints / "last")
+    (checkpoints / "last.previous").rename(checkpoints / "last")
+    train_with_two(dataclasses.replace(config, resume=True), tree)
+    return config.out
+
+
+def test_a_spread_network_ends_with_the_weights_of_a_whole_one(runs: tuple[Path, Path], spread: Path) -> None:
+    """Weights, loss, moving average, moments, validation: all that a checkpoint holds, whole."""
+    one, two = state_of(runs[0]), state_of(spread)
+    for part in ("weights", "loss", "ema"):
+        torch.testing.assert_close(two[part], one[part], rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(two["optimizer"]["state"], one["optimizer"]["state"], rtol=1e-5, atol=1e-10)
+    for first, second in zip(*(history(run, "validation") for run in (runs[0], spread)), strict=True):
+        assert second["loss"] == pytest.approx(first["loss"], rel=1e-6)
+    saved, expected = (load_checkpoint(run / "checkpoints" / "best").state_dict() for run in (spread, runs[0]))
+    torch.testing.assert_close(saved, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_one_process_goes_on_with_what_a_spread_network_has_learnt(
+    tree: Path, tmp_path: Path, runs: tuple[Path, Path], spread: Path
+) -> None:
+    config = small_config(tmp_path / "run", **OPTIONS)
+    shutil.copytree(spread, config.out)
+    train_with_one(dataclasses.replace(config, epochs=3, resume=True), tree)
+    assert state_of(config.out)["progress"]["epoch"] == 3
+
+
+def test_what_cannot_be_spread(tmp_path: Path) -> None:
+    with pytest.raises(TrainError, match=r"--sharding fsdp: there is one process only.*torchrun"):
+        devices.make_accelerator(small_config(tmp_path, sharding="fsdp"))
+    with pytest.raises(TrainError, match="--sharding fsdp: not with --precision fp16"):
+        small_config(tmp_path, sharding="fsdp", precision="fp16")

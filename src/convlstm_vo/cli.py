@@ -126,6 +126,13 @@ def _restart_with_environment() -> None:
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **_ENVIRONMENT})
 
 
+def shard(argv: list[str]) -> None:
+    """pack a KITTI-layout tree into shards, for `train --shards` on collections too large for one disk"""
+    from convlstm_vo.training.packing import ShardOptions, pack
+
+    print(f"Shards: {pack(_parse(ShardOptions, 'shard', argv)).parent}")
+
+
 # --- evaluate, score --------------------------------------------------------------------------------------------
 
 
@@ -371,6 +378,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "run": run,
     "calibrate": calibrate,
     "simulate": simulate,
+    "shard": shard,
 }
 
 if __name__ == "__main__":

@@ -59,6 +59,11 @@ class TrainConfig:
     out: Annotated[Path, _also("--outputpath")] = Path("runs/train")
     """Folder for checkpoints, TensorBoard logs and history.jsonl."""
     world: WorldConfig = dataclasses.field(default_factory=WorldConfig)
+    shards: str | None = None
+    """Learn from what `convlstm-vo shard` packed instead of --data: its folder, DIR/0000*.tar, or the folder's URL
+    (https, s3, gs); for collections too large for --cache. --data is then for --validate only."""
+    shard_window: int = 8
+    """Shards in an epoch: they are in memory together, and their clips are mixed."""
     sequences: tuple[str, ...] = ()
     """Sequences to learn from; none named: all with ground truth that are not validated on."""
     weights: tuple[float, ...] = ()
@@ -113,6 +118,9 @@ class TrainConfig:
     """auto: bf16 where the processor has units for it, otherwise fp32."""
     device: Literal["auto", "cpu"] = "auto"
     """auto: CUDA, Apple MPS or Ascend NPU (torch-npu) where there is one."""
+    sharding: Literal["none", "fsdp"] = "none"
+    """fsdp: each of several processes keeps a part of weights, gradients and Adam's moments instead of all; for
+    networks that fill a device. Behind torchrun. Checkpoints are the same."""
     checkpoint_activations: bool = False
     """Recompute the encoder in the backward pass, clip by clip, instead of keeping its activations: a third
     more work, memory of one clip in place of the batch. For when memory runs out. Not with batch normalisation."""
@@ -127,7 +135,7 @@ class TrainConfig:
     """Folder for decoded frames; none named: ~/.cache/convlstm-vo/frames."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "time_steps", "epochs", "accumulate", "save_steps"):
+        for name in ("batch_size", "time_steps", "epochs", "accumulate", "save_steps", "shard_window"):
             if getattr(self, name) < 1:
                 raise TrainError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
         for name in (
@@ -150,6 +158,20 @@ class TrainConfig:
             raise TrainError(f"--validate {' '.join(sorted(overlap))}: also in --sequences; keep them apart")
         self._check_weights()
         self._check_parts()
+        self._check_shards()
+
+    def _check_shards(self) -> None:
+        if self.shards is None:
+            return
+        others = {
+            "--world.drives": self.world.drives,
+            "--sequences": self.sequences,
+            "--max-sequences": self.max_sequences,
+        }
+        if given := [name for name, value in others.items() if value]:
+            raise TrainError(
+                f"{given[0]}: not with --shards, which are learnt from as a whole; leave one of them out"
+            )
 
     def _check_weights(self) -> None:
         if not self.weights:
@@ -166,6 +188,10 @@ class TrainConfig:
         if too_long := [steps for steps in self.loss.drift_steps if steps > self.time_steps]:
             raise TrainError(
                 f"--loss.drift-steps {too_long[0]}: longer than a clip; raise --time-steps {self.time_steps}"
+            )
+        if self.sharding == "fsdp" and self.precision == "fp16":
+            raise TrainError(
+                "--sharding fsdp: not with --precision fp16, whose scaler knows whole gradients; use bf16"
             )
         if self.checkpoint_activations and self.model.batch_norm:
             raise TrainError(

@@ -43,8 +43,17 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
 def _check_processes(accelerator: Accelerator, config: TrainConfig) -> None:
     if accelerator.distributed_type not in _DATA_PARALLEL:
         raise TrainError(
-            f"accelerate is configured for {accelerator.distributed_type.value}, but checkpoints and the weights' "
-            "average know whole weights only: choose plain data parallelism (`accelerate launch --multi_gpu`)"
+            f"accelerate is configured for {accelerator.distributed_type.value}, which convlstm-vo sets up itself: "
+            "choose plain data parallelism (`accelerate launch --multi_gpu` or torchrun) and add --sharding fsdp"
+        )
+    if config.sharding == "fsdp" and accelerator.num_processes == 1:
+        raise TrainError(
+            "--sharding fsdp: there is one process only, nothing to spread over; start several with "
+            "`torchrun --nproc-per-node N -m convlstm_vo.cli train …`, or leave it out"
+        )
+    if config.sharding == "fsdp" and resolve_precision(config) == "fp16":
+        raise TrainError(
+            "--sharding fsdp: not in fp16, whose scaler knows whole gradients; add --precision bf16 or fp32"
         )
     if config.batch_size % accelerator.num_processes:
         raise TrainError(

@@ -19,7 +19,7 @@ from convlstm_vo.training.config import TrainConfig, TrainError
 from convlstm_vo.training.log import TrainingLog
 from convlstm_vo.training.loop import Trainer, prefetch
 from convlstm_vo.training.memory import explaining_lack_of_memory
-from convlstm_vo.training.stream import SequenceStream
+from convlstm_vo.training.stream import EpochStream
 
 _SMOOTHING = 0.9
 _EXPLODED = 4.0  # times the smallest loss
@@ -65,7 +65,7 @@ class LearningRateCurve:
 
 def find_learning_rate(
     config: TrainConfig,
-    sequences: list[DecodedSequence] | SequenceStream,
+    sequences: list[DecodedSequence] | EpochStream,
     log: TrainingLog,
     *,
     lowest: float = 1e-7,

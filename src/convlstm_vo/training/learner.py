@@ -57,4 +57,6 @@ def build_optimizer(learner: Learner, config: TrainConfig) -> torch.optim.Optimi
     groups: list[dict[str, Any]] = [{"params": list(learner.net.parameters())}]
     if own := list(learner.loss.parameters()):
         groups.append({"params": own, "weight_decay": 0.0})  # decay would pull log-variances to zero
-    return torch.optim.AdamW(groups, config.lr, weight_decay=config.weight_decay)
+    # Operations on many tensors at once take no mixture of spread and other ones.
+    foreach = False if config.sharding == "fsdp" else None
+    return torch.optim.AdamW(groups, config.lr, weight_decay=config.weight_decay, foreach=foreach)

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from torch import Tensor
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import Tensor, nn
 
 from convlstm_vo.models.network import State, detach_state, reset_state
+from convlstm_vo.training import sharding
 from convlstm_vo.training.cache import DecodedSequence
 from convlstm_vo.training.clips import Batch, Clip, augment_photometric, collate, photometric_draws
 from convlstm_vo.training.config import TrainConfig, TrainError
@@ -31,7 +33,7 @@ from convlstm_vo.training.memory import describe_memory, explaining_lack_of_memo
 from convlstm_vo.training.schedule import RunPlan, learning_rate
 from convlstm_vo.training.snapshot import capture, check_resumable, restore
 from convlstm_vo.training.state import Progress, RunCheckpoints, read_training_state
-from convlstm_vo.training.stream import SequenceStream
+from convlstm_vo.training.stream import EpochStream
 from convlstm_vo.training.validation import Validation, validate
 
 __all__ = ["Trainer", "read_training_state", "train"]
@@ -39,7 +41,7 @@ __all__ = ["Trainer", "read_training_state", "train"]
 
 def train(
     config: TrainConfig,
-    sequences: list[DecodedSequence] | SequenceStream,
+    sequences: list[DecodedSequence] | EpochStream,
     validation: list[DecodedSequence],
     log: TrainingLog,
 ) -> Path:
@@ -79,29 +81,39 @@ class Trainer:
     def __init__(
         self,
         config: TrainConfig,
-        sequences: list[DecodedSequence] | SequenceStream,
+        sequences: list[DecodedSequence] | EpochStream,
         validation: list[DecodedSequence],
         log: TrainingLog,
     ) -> None:
         self.config, self.validation, self.log = config, validation, log
-        self.stream = sequences if isinstance(sequences, SequenceStream) else None
-        self.sequences = [] if isinstance(sequences, SequenceStream) else sequences
+        self.stream = sequences if isinstance(sequences, EpochStream) else None
+        self.sequences = [] if isinstance(sequences, EpochStream) else sequences
         self.accelerator = make_accelerator(config)
         self.lanes = own_lanes(self.accelerator)
-        self.run_plan = RunPlan(config, self.stream.lengths if self.stream else tuple(map(len, self.sequences)))
+        self.run_plan = (
+            RunPlan(config, self.stream.lengths, self.stream.identity())
+            if self.stream
+            else RunPlan(config, tuple(map(len, self.sequences)))
+        )
         self.total_steps = self.run_plan.steps
         self.checkpoints = RunCheckpoints(config.out)
         self.learner = Learner(config, self.accelerator.process_index)
         self.net, self.loss = self.learner.net, self.learner.loss
+        self.sharded = config.sharding == "fsdp"
+        self.model, self.optimizer = self._prepare()
         self.ema = WeightAverage(self.net, config.ema) if config.ema else None
-        optimizer = build_optimizer(self.learner, config)
-        # The model is the learner, wrapped where several processes share gradients.
-        self.model, self.optimizer = self.accelerator.prepare(self.learner, optimizer)
         self.progress = Progress()
         self.state: State | None = None
         self.interrupts = Interrupts()
         self._exact = True  # whether a checkpoint written now would be between two steps
         self._agreed = self.accelerator.num_processes == 1  # whether all processes have stopped at the same step
+
+    def _prepare(self) -> tuple[nn.Module, AcceleratedOptimizer]:
+        """The learner, wrapped where several processes share gradients or spread it; and its optimiser."""
+        if self.sharded:
+            sharding.shard(self.learner, self.accelerator, keep=self.loss.parameters())
+            return self.learner, self.accelerator.prepare(build_optimizer(self.learner, self.config))
+        return self.accelerator.prepare(self.learner, build_optimizer(self.learner, self.config))
 
     @property
     def epoch_steps(self) -> int:
@@ -195,7 +207,7 @@ class Trainer:
         return f"sequence {self.sequences[clip.sequence].name} frames {clip.frames[0]} to {clip.frames[-1]}"
 
     def _update(self, batch: Batch) -> None:
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_gradient or math.inf)
+        norm = self._clip_gradients(self.config.clip_gradient or math.inf)
         if self.accelerator.scaler is None:  # which looks for itself, and skips such updates
             self._finite(norm, "gradient's norm", batch)
         rate = self.next_rate()
@@ -206,6 +218,11 @@ class Trainer:
         self.progress.updates += 1
         if self.ema is not None:
             self.ema.update(self.net)
+
+    def _clip_gradients(self, limit: float) -> Tensor:
+        if self.sharded:
+            return sharding.clip_gradients(self.learner, limit, self.accelerator)
+        return self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
 
     def next_rate(self) -> float:
         """Learning rate of the next update."""
@@ -234,7 +251,7 @@ class Trainer:
 
     def validate(self) -> Validation:
         """Measure the weights that would be saved."""
-        with self._averaged_weights():
+        with self._averaged_weights(), sharding.gathered(self.learner):
             return validate(
                 self.net,
                 self.validation,
@@ -249,7 +266,12 @@ class Trainer:
     def save(self, name: str) -> None:
         """Write a checkpoint: the weights to use, and all that `resume` needs. All processes must call it."""
         state = capture(self)
-        if self.accelerator.is_main_process:
+        if not self.accelerator.is_main_process:
+            return
+        if self.sharded:
+            weights = state["ema"]["average"] if self.ema is not None else state["weights"]
+            self.checkpoints.save(name, sharding.whole_network(self.config.model, weights), state)
+        else:
             with self._averaged_weights():
                 self.checkpoints.save(name, self.net, state)
 

@@ -18,8 +18,9 @@ from convlstm_vo.training.cache import DecodedSequence, decode_sequence, default
 from convlstm_vo.training.config import TrainConfig, TrainError, WorldConfig
 from convlstm_vo.training.log import TrainingLog
 from convlstm_vo.training.loop import train
+from convlstm_vo.training.shards import find_shards
 from convlstm_vo.training.state import RunCheckpoints
-from convlstm_vo.training.stream import SequenceStream
+from convlstm_vo.training.stream import EpochStream, SequenceStream, ShardStream
 
 
 def run_training(config: TrainConfig) -> Path:
@@ -41,12 +42,12 @@ def run_training(config: TrainConfig) -> Path:
     try:
         return train(config, training, validation, log)
     finally:
-        if isinstance(training, SequenceStream):
+        if isinstance(training, EpochStream):
             training.close()
 
 
 def suggest_learning_rate(
-    config: TrainConfig, training: list[DecodedSequence] | SequenceStream, log: TrainingLog
+    config: TrainConfig, training: list[DecodedSequence] | EpochStream, log: TrainingLog
 ) -> Path:
     """Print and draw the losses of growing learning rates; the picture."""
     from convlstm_vo.training.finder import find_learning_rate
@@ -75,11 +76,11 @@ def world_drive(config: WorldConfig, number: int) -> Sequence:
 
 def load_training_data(
     config: TrainConfig, *, quiet: bool = False
-) -> tuple[list[DecodedSequence] | SequenceStream, list[DecodedSequence]]:
+) -> tuple[list[DecodedSequence] | EpochStream, list[DecodedSequence]]:
     """Training sequences, decoded or as a stream, and decoded validation sequences; ``quiet`` without a bar."""
-    if config.world.drives:
+    if config.world.drives or config.shards is not None:
         validation = _decode(config, config.validate, quiet=quiet) if config.validate else []
-        return _endless(config), validation
+        return (_sharded(config, quiet=quiet) if config.shards is not None else _endless(config)), validation
     names = config.sequences or tuple(
         name
         for name in sequence_names(_data(config))
@@ -96,7 +97,7 @@ def _data(config: TrainConfig) -> Path:
     if config.data is None:
         raise TrainError(
             "--data DIR is missing: a KITTI odometry tree (`convlstm-vo simulate` makes one); or learn from "
-            "endless built-in streets with --world.drives 16"
+            "endless built-in streets with --world.drives 16, or from --shards"
         )
     return config.data
 
@@ -111,6 +112,22 @@ def _endless(config: TrainConfig) -> SequenceStream:
         width=model.image_width,
         channels=model.image_channels,
     )
+
+
+def _sharded(config: TrainConfig, *, quiet: bool) -> ShardStream:
+    assert config.shards is not None
+    model = config.model
+    stream = ShardStream(
+        *find_shards(config.shards),
+        config.shard_window,
+        seed=config.seed,
+        height=model.image_height,
+        width=model.image_width,
+        channels=model.image_channels,
+    )
+    if not quiet:
+        print(stream.describe())
+    return stream
 
 
 def _decode(config: TrainConfig, names: tuple[str, ...], *, quiet: bool) -> list[DecodedSequence]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 from convlstm_vo.config import to_dict
@@ -39,17 +42,20 @@ class RunPlan:
 
     Attributes:
         config: of the run.
-        lengths: frames of each training sequence.
+        lengths: frames of each training sequence; where every epoch has its own sequences, a function that tells
+            them by the epoch's number.
+        data: what the sequences are, as plain values; by default their lengths.
     """
 
     config: TrainConfig
-    lengths: tuple[int, ...]
+    lengths: tuple[int, ...] | Callable[[int], tuple[int, ...]]
+    data: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def epoch(self, number: int) -> EpochPlan:
         """Which clips are shown in one epoch."""
         config = self.config
         return EpochPlan(
-            self.lengths,
+            self.lengths(number) if callable(self.lengths) else self.lengths,
             clip_length(number, config),
             config.batch_size,
             config.carry_clips,
@@ -60,9 +66,17 @@ class RunPlan:
 
     def steps_before(self, epoch: int) -> int:
         """Steps in all epochs before this one."""
+        if callable(self.lengths):
+            return self._starts[epoch]
         growing = min(epoch, self.config.curriculum_epochs)
         steps = sum(self.epoch(number).steps for number in range(growing))
         return steps + (epoch - growing) * self.epoch(self.config.curriculum_epochs).steps
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        """Steps before each epoch, and after the last one."""
+        steps = (self.epoch(number).steps for number in range(self.config.epochs))
+        return list(itertools.accumulate(steps, initial=0))
 
     @property
     def steps(self) -> int:
@@ -72,8 +86,10 @@ class RunPlan:
     def identity(self) -> dict[str, Any]:
         """What must stay the same for a run to be resumed."""
         names = ("batch_size", "time_steps", "carry_clips", "curriculum_epochs", "accumulate", "seed", "ema")
+        lengths = {} if callable(self.lengths) else {"lengths": list(self.lengths)}
         return {
-            "lengths": list(self.lengths),
+            **lengths,
+            **self.data,
             "weights": list(self.config.weights),
             "world": to_dict(self.config.world),
             **{name: getattr(self.config, name) for name in names},

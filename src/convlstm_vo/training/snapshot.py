@@ -11,8 +11,9 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from convlstm_vo.models.checkpoint import load_weights
-from convlstm_vo.models.network import State
+from convlstm_vo.models.network import OdometryNet, State
 from convlstm_vo.training.config import TrainError
+from convlstm_vo.training.sharding import spread_all_as, spread_as, spread_optimizer_state, whole
 from convlstm_vo.training.state import Progress
 
 if TYPE_CHECKING:
@@ -25,12 +26,12 @@ def capture(trainer: Trainer) -> dict[str, Any]:
     gradients = {name: weight.grad for name, weight in trainer.learner.named_parameters()} if pending else {}
     ema, scaler = trainer.ema, trainer.accelerator.scaler
     return {
-        "weights": {key: value.clone() for key, value in trainer.net.state_dict().items()},
-        "loss": trainer.loss.state_dict(),
-        "ema": ema.state_dict() if ema is not None else None,
-        "optimizer": trainer.optimizer.state_dict(),
+        "weights": {key: value.clone() for key, value in whole(trainer.net.state_dict()).items()},
+        "loss": whole(trainer.loss.state_dict()),
+        "ema": whole(ema.state_dict()) if ema is not None else None,
+        "optimizer": whole(trainer.optimizer.state_dict()),
         "scaler": scaler.state_dict() if scaler is not None else None,
-        "gradients": gradients,
+        "gradients": whole(gradients),
         "progress": dataclasses.asdict(trainer.progress),
         "recurrent_state": gather_lanes(trainer.state, trainer.accelerator),
         "random_states": gather_random_states(trainer.accelerator),
@@ -46,9 +47,9 @@ def check_resumable(trainer: Trainer, folder: Path, state: dict[str, Any]) -> No
         CheckpointError: one of another architecture.
     """
     for key, value in trainer.run_plan.identity().items():
-        if state["run"][key] != value:
+        if state["run"].get(key) != value:
             raise TrainError(
-                f"{folder}: was trained with other sequences or options: {key} was {state['run'][key]}, now "
+                f"{folder}: was trained with other sequences or options: {key} was {state['run'].get(key)}, now "
                 f"{value}; resume with the same ones, or start from its weights with --init"
             )
     if state["loss"].keys() != trainer.loss.state_dict().keys():
@@ -56,21 +57,24 @@ def check_resumable(trainer: Trainer, folder: Path, state: dict[str, Any]) -> No
             f"{folder}: was trained with{'' if state['loss'] else 'out'} --loss.learned-weights; resume with "
             "the same options, or start from its weights with --init"
         )
-    load_weights(trainer.net, folder)  # names the first difference of another architecture
+    net = OdometryNet(trainer.config.model, seed=0) if trainer.sharded else trainer.net
+    load_weights(net, folder)  # names the first difference of another architecture
 
 
 def restore(trainer: Trainer, state: dict[str, Any]) -> None:
     """Everything as `capture` found it; the number of processes may be another one."""
-    trainer.net.load_state_dict(state["weights"])
-    trainer.loss.load_state_dict(state["loss"])
+    own = trainer.net.state_dict()
+    trainer.net.load_state_dict(spread_all_as(state["weights"], own))
+    trainer.loss.load_state_dict(spread_all_as(state["loss"], trainer.loss.state_dict()))
     if trainer.ema is not None and state["ema"] is not None:
-        trainer.ema.load_state_dict(state["ema"])
-    trainer.optimizer.load_state_dict(state["optimizer"])
+        average = spread_all_as(state["ema"]["average"], own)
+        trainer.ema.load_state_dict({**state["ema"], "average": average})
+    trainer.optimizer.load_state_dict(spread_optimizer_state(state["optimizer"], trainer.optimizer))
     if trainer.accelerator.scaler is not None and state["scaler"] is not None:
         trainer.accelerator.scaler.load_state_dict(state["scaler"])
     weights = dict(trainer.learner.named_parameters())
     for name, gradient in state["gradients"].items():
-        weights[name].grad = gradient.to(weights[name].device) if gradient is not None else None
+        weights[name].grad = spread_as(gradient, weights[name]) if gradient is not None else None
     trainer.progress = Progress(**state["progress"])
     trainer.state = deal_lanes(state["recurrent_state"], trainer.lanes, trainer.accelerator.device)
     restore_random_states(state["random_states"], trainer.accelerator)
