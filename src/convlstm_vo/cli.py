@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _usage() -> str:
-    lines = [f"  {verb:10} {(function.__doc__ or '').splitlines()[0]}" for verb, function in VERBS.items()]
+    lines = [f"  {verb:15} {(function.__doc__ or '').splitlines()[0]}" for verb, function in VERBS.items()]
     return "\n".join(
         [
             "usage: convlstm-vo COMMAND [options]      (convlstm-vo COMMAND --help lists the options)",
@@ -93,7 +93,11 @@ def train(argv: list[str]) -> None:
     # A cluster's notice that time is up is treated as Ctrl-C: save, and stop.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     config = parse_train(argv)
+    from convlstm_vo.training.config import TrainError
     from convlstm_vo.training.run import run_training
+
+    if config.model.encoder == "flow":
+        raise TrainError("preset geometric is trained in stages of its own: use `convlstm-vo train-geometric`")
 
     path = run_training(config)
     if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
@@ -131,6 +135,14 @@ def shard(argv: list[str]) -> None:
     from convlstm_vo.training.packing import ShardOptions, pack
 
     print(f"Shards: {pack(_parse(ShardOptions, 'shard', argv)).parent}")
+
+
+def train_geometric(argv: list[str]) -> None:
+    """train the default network from nothing: render streets, flow, weights; continues what was interrupted"""
+    _restart_with_environment()
+    from convlstm_vo.training.pipeline import GeometricOptions, run_geometric
+
+    print(f"Checkpoint: {run_geometric(_parse(GeometricOptions, 'train-geometric', argv))}")
 
 
 # --- evaluate, score --------------------------------------------------------------------------------------------
@@ -373,6 +385,7 @@ def demo(argv: list[str]) -> None:
 VERBS: dict[str, Callable[[list[str]], None]] = {
     "demo": demo,
     "train": train,
+    "train-geometric": train_geometric,
     "evaluate": evaluate,
     "score": score,
     "run": run,

@@ -145,7 +145,7 @@ class FlowField(tuple[Tensor, Tensor, tuple[Tensor, ...]]):
 
     Attributes:
         flow: pixels (x, y), (batch, 2, rows, columns).
-        log_scale: logarithm of the error's Laplace scale in pixels, the same for x and y, (batch, 1, rows, columns).
+        log_scale: logarithm of the error's Laplace scale in pixels, for x as for y, (batch, 1, rows, columns).
         stages: the flow after matching blocks of 8 and of 4 pixels and after Lucas-Kanade, for the loss.
     """
 
@@ -166,7 +166,7 @@ class FlowField(tuple[Tensor, Tensor, tuple[Tensor, ...]]):
 
 
 def normalise_contrast(images: Tensor) -> Tensor:
-    """Grey levels less their local mean, over their deviation (12x12 pixels): exposure drops out."""
+    """Grey levels less their local mean, over their deviation (12x12 pixels); exposure drops out."""
     blocks = F.avg_pool2d(torch.cat([images, images * images], 1), 4)
     blocks = F.avg_pool2d(blocks, 3, 1, 1, count_include_pad=False)
     mean, square = upsample(blocks, (images.shape[-2], images.shape[-1])).chunk(2, 1)

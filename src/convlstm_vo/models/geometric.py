@@ -43,7 +43,7 @@ _SEARCHED = (
     )
 )
 LEAST_EVIDENCE = 0.04  # of the image; a covered lens has less than 0.01, real streets 0.2 to 0.6
-LEAST_ROAD = 0.03  # standard deviation of the way by the road alone, camera heights, above which there is no road
+LEAST_ROAD = 0.006  # standard deviation of the way by the road alone, camera heights; streets have 0.0002 to 0.004
 
 
 @dataclasses.dataclass

@@ -1,0 +1,91 @@
+"""Training the default network from nothing but seeds: streets, flow, cached cells, weights, one checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import torch
+
+from convlstm_vo.models.checkpoint import build, save_checkpoint
+from convlstm_vo.models.config import preset
+from convlstm_vo.models.geometric import GeometricNet
+from convlstm_vo.progress import progress
+from convlstm_vo.training.config import TrainError
+from convlstm_vo.training.flow import FlowConfig, train_flow
+from convlstm_vo.training.geometric import WeighConfig, cache_cells, train_weights
+from convlstm_vo.training.rendered import RenderedDrive, open_drive, render_drives
+
+_UNSEEN_SEED, _SEED = 9_000_000, 2_000_000  # far from the streets of `simulate` and from each other
+
+
+@dataclasses.dataclass(frozen=True)
+class GeometricOptions:
+    """Train the default network; started again, it goes on where it was stopped."""
+
+    out: Path = Path("runs/geometric")
+    """Folder for drives (6 GB), logs and the checkpoint."""
+    drives: int = 180
+    """Rendered drives to learn the flow from."""
+    unseen: int = 24
+    """Rendered drives to measure on."""
+    frames: int = 80
+    """Frames of each drive."""
+    flow_steps: int = 4500
+    """Updates of the flow network."""
+    weigh_drives: int = 110
+    """Drives whose flow is cached, for the weights."""
+    weigh_steps: int = 1200
+    """Updates of the weights."""
+    seed: int = 0
+    """Of the networks; the streets are always the same."""
+    height: int = 192
+    """Rows of a frame."""
+    width: int = 640
+    """Columns of a frame."""
+    threads: int = 1
+    """Of torch; one is as fast as two for networks this small, and leaves a core to others."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name not in ("out", "seed") and value < 1:
+                raise TrainError(f"--{field.name.replace('_', '-')} {value}: must be at least 1")
+        if self.height % 8 or self.width % 8:
+            raise TrainError(f"--height {self.height} --width {self.width}: must be divisible by 8")
+
+
+def run_geometric(options: GeometricOptions) -> Path:
+    """All stages; the folder of the checkpoint."""
+    torch.set_num_threads(options.threads)
+    drives = _drives(options, "train", _SEED, options.drives)
+    unseen = _drives(options, "unseen", _UNSEEN_SEED, options.unseen)
+    flow = train_flow(FlowConfig(steps=options.flow_steps, seed=options.seed), drives, unseen, options.out)
+    flow.eval()
+    config = preset("geometric", image_height=options.height, image_width=options.width)
+    net = build(config, seed=options.seed)
+    assert isinstance(net, GeometricNet)
+    net.flow.load_state_dict(flow.state_dict())
+    net.flow.requires_grad_(False)
+    chosen, measured = drives[: options.weigh_drives], unseen[: max(1, len(unseen) // 2)]
+    with progress("Flow of drives", len(chosen) + len(measured)) as advance:
+        cells = cache_cells(flow, chosen, options.out / "cells" / "train", 0, advance=advance)
+        apart = cache_cells(flow, measured, options.out / "cells" / "unseen", 0, plain=True, advance=advance)
+    train_weights(net, cells, apart, WeighConfig(steps=options.weigh_steps, seed=options.seed), options.out)
+    save_checkpoint(options.out / "checkpoint", net)
+    return options.out / "checkpoint"
+
+
+def _drives(options: GeometricOptions, name: str, first: int, count: int) -> list[RenderedDrive]:
+    with progress(f"Streets ({name})", count) as advance:
+        paths = render_drives(
+            options.out / "drives" / name,
+            range(first, first + count),
+            frames=options.frames,
+            height=options.height,
+            width=options.width,
+            workers=os.cpu_count() or 1,
+            advance=advance,
+        )
+    return [open_drive(path) for path in paths]

@@ -1,0 +1,223 @@
+"""The default network on rendered and on real frames: metric, causal, and honest about what it does not see."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from convlstm_vo.calibration import CalibrationError, VehicleCalibration
+from convlstm_vo.evaluation.metrics import score
+from convlstm_vo.geometry import se3
+from convlstm_vo.geometry.camera import Camera
+from convlstm_vo.geometry.trajectory import Trajectory
+from convlstm_vo.models.checkpoint import build, load_checkpoint
+from convlstm_vo.models.config import ModelError, preset
+from convlstm_vo.models.geometric import GeometricNet, Memory
+from convlstm_vo.odometer import VisualOdometry, estimate_trajectory, working_size
+from convlstm_vo.sequences.base import Frame
+from convlstm_vo.sequences.kitti import KittiSequence
+from convlstm_vo.training.pipeline import GeometricOptions, run_geometric
+from convlstm_vo.world import Mount, WorldSequence
+
+KITTI = Path(__file__).parents[2] / "shared" / "kitti"
+real = pytest.mark.skipif(not KITTI.exists(), reason="../shared/kitti is missing")
+NET = load_checkpoint()
+CAMERA = Camera(363.6, 363.6, 309.5, 93.5, height=192, width=624)
+
+
+def street(seed: int = 31, frames: int = 16, **options) -> WorldSequence:
+    return WorldSequence(seed, frames=frames, kind="town", camera=CAMERA, **options)
+
+
+def errors(sequence: WorldSequence, odometer: VisualOdometry) -> tuple[float, float]:
+    """Length found over true length, and the largest rotation error in degrees."""
+    tracked = [odometer.track(frame) for frame in sequence]
+    poses = sequence.trajectory.T_world_camera
+    true = se3.relative(poses[:-1], poses[1:])
+    found = np.stack([t.T_prev_curr for t in tracked[1:]])
+    turn = np.degrees(se3.rotation_angle(np.swapaxes(found[:, :3, :3], 1, 2) @ true[:, :3, :3]))
+    lengths = [np.linalg.norm(T[:, :3, 3], axis=1).sum() for T in (found, true)]
+    return lengths[0] / lengths[1], float(turn.max())
+
+
+@pytest.mark.parametrize("height", [1.3, 2.4])
+def test_metric_for_any_camera_height(height):
+    sequence = street(seed=34, mount=Mount(height))
+    assert float(np.linalg.norm(sequence.trajectory.motions[:, :3], axis=1).sum()) > 5
+    ratio, turn = errors(sequence, VisualOdometry(NET, CAMERA, VehicleCalibration(height)))
+    assert ratio == pytest.approx(1, abs=0.08)
+    assert turn < 0.2
+
+
+def test_scale_follows_the_camera_height():
+    sequence = street(seed=32, frames=6)
+    paths = [
+        estimate_trajectory(NET, sequence, calibration=VehicleCalibration(h)).positions_xyz for h in (1.0, 2.0)
+    ]
+    np.testing.assert_allclose(paths[1], 2 * paths[0], rtol=1e-4, atol=1e-5)
+
+
+def test_the_state_is_all_there_is():
+    """Two streams through one network do not disturb each other, and a stream can be taken up again."""
+    sequence = street(seed=32, frames=6)
+    alone = [t.T_prev_curr for t in VisualOdometry(NET, CAMERA).stream(sequence)]
+    a, b = VisualOdometry(NET, CAMERA), VisualOdometry(NET, CAMERA)
+    for index, frame in enumerate(sequence):
+        np.testing.assert_array_equal(a.track(frame).T_prev_curr, alone[index])
+        b.track(Frame(255 - frame.image, frame.timestamp_s, index))
+
+
+def test_a_fresh_state_is_all_zero():
+    assert isinstance(NET, GeometricNet)
+    pair = torch.stack([torch.from_numpy(street(seed=32, frames=2)[i].image) for i in (0, 1)])[None, :, None]
+    K = torch.tensor(CAMERA.intrinsics[None], dtype=torch.float32)
+    _, state = NET.step(pair, K)
+    zero = tuple(torch.zeros_like(part) for part in state)
+    with torch.inference_mode():
+        torch.testing.assert_close(NET.step(pair, K, zero)[0], NET.step(pair, K)[0])
+    memory = Memory.unpack(torch.arange(18.0)[None])
+    torch.testing.assert_close(memory.pack(), torch.arange(18.0)[None])
+
+
+def test_covered_lens_is_flagged_and_forgotten():
+    sequence = street(seed=32, frames=10)
+    odometer = VisualOdometry(NET, CAMERA)
+    tracked = []
+    for index, frame in enumerate(sequence):
+        image = np.zeros_like(frame.image) if index in (4, 5) else frame.image
+        tracked.append(odometer.track(Frame(image, frame.timestamp_s, index)))
+    assert [t.status for t in tracked[4:7]] == ["lost", "lost", "lost"]
+    assert {t.status for t in tracked[7:]} == {"ok"}
+    assert all(np.isfinite(t.T_world_camera).all() for t in tracked)
+    assert not tracked[4].metric
+
+
+@pytest.mark.parametrize("value", [0, 255])
+def test_even_frames_are_lost_never_nan(value):
+    odometer = VisualOdometry(NET, CAMERA)
+    image = np.full((192, 624), value, np.uint8)
+    tracked = [odometer.track(Frame(image, float(i), i)) for i in range(3)]
+    assert {t.status for t in tracked[1:]} == {"lost"}
+    assert np.isfinite(tracked[-1].T_world_camera).all()
+
+
+def test_the_same_frame_again_is_frozen():
+    frame = street(seed=32, frames=2)[0]
+    odometer = VisualOdometry(NET, CAMERA)
+    odometer.track(frame)
+    again = odometer.track(frame)
+    assert again.status == "frozen"
+    np.testing.assert_array_equal(again.T_prev_curr, np.eye(4))
+
+
+def test_covariance_is_positive_and_wide_where_lost():
+    sequence = street(seed=32, frames=4)
+    odometer = VisualOdometry(NET, CAMERA)
+    tracked = [odometer.track(frame) for frame in sequence]
+    black = odometer.track(Frame(np.zeros((192, 624), np.uint8), 9.0, 4))
+    assert tracked[2].covariance is not None and black.covariance is not None
+    assert (np.linalg.eigvalsh(tracked[2].covariance) > 0).all()
+    assert np.trace(black.covariance) > 100 * np.trace(tracked[2].covariance)
+
+
+def test_mounting_is_found_and_saved(tmp_path):
+    pitched = street(seed=33, frames=30, mount=Mount(1.65, pitch=-0.03))
+    odometer = VisualOdometry(NET, CAMERA)
+    for frame in pitched:
+        odometer.track(frame)
+    found = odometer.calibration
+    assert found is not None
+    assert found.pitch_rad == pytest.approx(float(-pitched.road_plane[:, 2].mean()) * -1, abs=0.01)
+    found.write(tmp_path / "car.json")
+    assert VehicleCalibration.read(tmp_path / "car.json") == found
+
+
+@pytest.mark.parametrize(
+    "values, match",
+    [
+        ({"camera_height_m": 0}, "between 0.1 and 20 m"),
+        ({"camera_height_m": -1.0}, "between 0.1 and 20 m"),
+        ({"camera_height_m": float("nan")}, "finite number"),
+        ({"pitch_rad": 1.0}, "under 0.3"),
+        ({"tilt": 1.0}, "tilt is not part of a calibration"),
+        ({"precision": -1}, "must not be negative"),
+    ],
+)
+def test_impossible_calibrations(tmp_path, values, match):
+    path = tmp_path / "car.json"
+    path.write_text(json.dumps(values))
+    with pytest.raises(CalibrationError, match=match) as caught:
+        VehicleCalibration.read(path)
+    assert str(path) in str(caught.value)
+
+
+def test_impossible_camera_height_of_a_network():
+    with pytest.raises(ModelError, match="camera_height is -1"):
+        preset("geometric", camera_height=-1.0)
+
+
+@pytest.mark.parametrize("fov", [40, 60, 82, 110])
+def test_any_camera_is_seen_in_whole_cells(fov):
+    camera = Camera.from_fov(fov, height=480, width=1280)
+    height, width = working_size(camera)
+    assert height % 8 == 0 and width % 8 == 0 and width <= 1024 and height <= 448
+    scaled = camera.resized(height=height, width=width)
+    assert scaled.fx <= 400
+
+
+def test_another_cell_is_one_option():
+    net = build(preset("geometric", cell="convgru", hidden_channels=8), seed=0)
+    assert isinstance(net, GeometricNet)
+    pair = torch.zeros(1, 2, 1, 64, 128)
+    motion, state = net.step(pair, torch.tensor([[100.0, 100, 63.5, 31.5]]))
+    assert motion.shape == (1, 6)
+    assert len(state) == 2
+
+
+def test_trains_from_nothing_and_continues(tmp_path):
+    options = GeometricOptions(
+        out=tmp_path,
+        drives=1,
+        unseen=1,
+        frames=26,
+        flow_steps=1,
+        weigh_drives=1,
+        weigh_steps=2,
+        height=64,
+        width=320,
+    )
+    checkpoint = run_geometric(options)
+    first = load_checkpoint(checkpoint)
+    again = load_checkpoint(run_geometric(dataclasses.replace(options)))
+    for name, value in first.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], value, msg=name)
+
+
+@real
+def test_real_frames_zero_shot():
+    """The shipped weights have seen rendered streets only."""
+    sequence = KittiSequence(KITTI, "06")
+    estimate = estimate_trajectory(NET, sequence)
+    result = score(sequence.trajectory, Trajectory(sequence.trajectory.timestamps_s, estimate.T_world_camera))
+    assert result.t_rel_percent is not None and result.t_rel_percent < 3.0
+    assert result.r_rel_deg_per_100m is not None and result.r_rel_deg_per_100m < 1.5
+
+
+@real
+@pytest.mark.parametrize("hop", [-1, 2, 3])
+def test_real_frames_dropped_or_backwards(hop):
+    sequence = KittiSequence(KITTI, "06")
+    order = list(range(0, 30, hop)) if hop > 0 else list(range(10, -1, -1))
+    odometer = VisualOdometry(NET, sequence.camera)
+    tracked = [odometer.track(sequence[i]) for i in order]
+    truth = sequence.trajectory.T_world_camera[order]
+    true = np.linalg.norm(se3.relative(truth[:-1], truth[1:])[:, :3, 3], axis=1)
+    found = np.array([t.T_prev_curr[2, 3] for t in tracked[1:]])
+    assert np.sign(found).tolist() == [np.sign(hop)] * len(found)
+    assert np.abs(found).sum() == pytest.approx(true.sum(), rel=0.06)
+    assert {t.status for t in tracked} == {"ok"}

@@ -1,0 +1,120 @@
+"""The solver finds the motion and the road that made the flow, and its derivatives are right."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from convlstm_vo.models.scene import (
+    canyon_inverse_depth,
+    cell_rays,
+    flow_of,
+    flow_to_rays,
+    road_inverse_depth,
+    road_normal,
+    road_slopes,
+)
+from convlstm_vo.models.solver import Priors, Solution, _moved, residuals, solve
+
+K = torch.tensor([[363.6, 363.6, 319.5, 95.5]], dtype=torch.float64)
+RAYS = cell_rays(K, 48, 160)[:, :, ::2, ::2]
+small = st.floats(-1, 1)
+
+
+def scene(motion: list[float], slopes: list[float]) -> tuple[torch.Tensor, ...]:
+    """Rays, where they are seen, and which lie on the road, of a street canyon."""
+    m, s = torch.tensor([motion], dtype=torch.float64), torch.tensor([slopes], dtype=torch.float64)
+    rho = canyon_inverse_depth(RAYS, s)
+    seen = flow_to_rays(flow_of(RAYS, rho, m, K), RAYS, K)
+    road = (rho - road_inverse_depth(RAYS, s)).abs() < 1e-9
+    inside = (seen[:, 0].abs() < 0.9) & (seen[:, 1].abs() < 0.27)
+    return RAYS.flatten(2), seen.flatten(2), m, s, road.flatten(1).double(), inside.flatten(1).double()
+
+
+def vague() -> Priors:
+    one = torch.eye(2, dtype=torch.float64)[None]
+    zero = torch.zeros(1, 6, dtype=torch.float64)
+    return Priors(zero, zero + 1e-3, zero[:, :2], one, torch.full((1,), 5.0, dtype=torch.float64))
+
+
+def find(motion: list[float], slopes: list[float], steps: int = 10) -> tuple[Solution, torch.Tensor, torch.Tensor]:
+    rays, seen, m, s, road, inside = scene(motion, slopes)
+    certain = inside * (363.6 / 0.1) ** 2
+    start = m.clone()
+    start[:, :3] *= 0.8
+    start[:, 3:] = 0
+    return solve(rays, seen, certain, certain * road, vague(), (start, s * 0), steps=steps)[0], m, s
+
+
+@settings(max_examples=15, deadline=None)
+@given(small, small, small, small, small, st.floats(0.4, 2.0), small, small)
+def test_finds_the_motion_and_the_road(x, y, wx, wy, wz, z, a, b):
+    found, motion, slopes = find([0.03 * x, 0.02 * y, z, 0.01 * wx, 0.04 * wy, 0.01 * wz], [0.02 * a, 0.02 * b])
+    torch.testing.assert_close(found.motion, motion, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(found.slopes, slopes, atol=2e-3, rtol=0)
+
+
+def test_standing_still_is_a_solution():
+    found, motion, _ = find([0.0, 0.0, 1e-4, 0.0, 0.01, 0.0], [0.0, 0.01])
+    torch.testing.assert_close(found.motion, motion, atol=2e-4, rtol=0)
+
+
+def test_driving_backwards_is_found():
+    found, motion, _ = find([0.0, 0.0, -0.7, 0.0, 0.01, 0.0], [0.0, 0.01])
+    torch.testing.assert_close(found.motion, motion, atol=1e-3, rtol=0)
+
+
+def test_no_misfit_at_the_truth():
+    rays, seen, motion, slopes, road, inside = scene([0.02, -0.01, 0.8, 0.002, 0.02, -0.003], [0.01, -0.02])
+    r = residuals(rays, seen, motion, slopes)
+    assert float((r.across * inside).abs().max()) < 1e-8
+    assert float((r.along * inside * road).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("which", [0, 1, 2, 3, 4, 5, 6, 7])
+def test_derivatives_along_the_line_on_the_road(which):
+    rays, seen, motion, slopes, road, inside = scene([0.02, -0.01, 0.8, 0.002, 0.02, -0.003], [0.01, -0.02])
+    before = residuals(rays, seen, motion, slopes)
+    step = 1e-6
+    delta = torch.zeros(1, 8, dtype=torch.float64)
+    delta[:, which] = step
+    after = residuals(rays, seen, *_moved(motion, slopes, delta))
+    kept = (road * inside)[0] > 0
+    numeric = ((after.along - before.along) / step)[0][kept]
+    analytic = before.J_along[0, which][kept]
+    torch.testing.assert_close(numeric, analytic, atol=1e-4, rtol=1e-2)
+
+
+def test_outliers_are_left_out():
+    rays, seen, motion, slopes, road, inside = scene([0.0, 0.0, 0.9, 0.0, 0.01, 0.0], [0.0, 0.0])
+    generator = torch.Generator().manual_seed(0)
+    wrong = torch.rand(seen.shape[2], generator=generator) < 0.2
+    seen = torch.where(wrong, seen + 0.03, seen)
+    certain = inside * (363.6 / 0.1) ** 2
+    found, _ = solve(rays, seen, certain, certain * road, vague(), (motion * 0.95, slopes), steps=10)
+    torch.testing.assert_close(found.motion, motion, atol=2e-3, rtol=0)
+
+
+def test_gradient_of_weights_is_that_of_differences():
+    rays, seen, motion, slopes, road, inside = scene([0.0, 0.0, 0.9, 0.0, 0.01, 0.0], [0.0, 0.0])
+    seen = seen + 2e-4 * torch.sin(torch.arange(seen.shape[2], dtype=torch.float64) * 1.7)
+    certain = inside * (363.6 / 0.3) ** 2
+    factor = torch.ones(1, requires_grad=True, dtype=torch.float64)
+
+    def length(factor):
+        left = (rays[:, 0] < 0).double()
+        weight = certain * (1 + (factor - 1) * left)
+        return solve(rays, seen, weight, certain * road, vague(), (motion, slopes), steps=12)[0].motion[0, 4]
+
+    (gradient,) = torch.autograd.grad(length(factor), factor)
+    with torch.no_grad():
+        numeric = (length(factor + 1e-3) - length(factor - 1e-3)) / 2e-3
+    torch.testing.assert_close(gradient[0], numeric, rtol=0.1, atol=0)
+
+
+@given(small, small)
+def test_normals_and_slopes_are_inverse(a, b):
+    slopes = torch.tensor([[a * 0.2, b * 0.2]], dtype=torch.float64)
+    torch.testing.assert_close(road_slopes(road_normal(slopes)), slopes)
