@@ -18,6 +18,7 @@ from convlstm_vo.models.config import preset
 from convlstm_vo.models.network import OdometryNet
 from convlstm_vo.odometer import VisualOdometry
 from convlstm_vo.sequences.base import Frame
+from convlstm_vo.world import WorldSequence
 
 CASES = {
     "tiny 96x320": ("tiny", 96, 320),
@@ -36,13 +37,21 @@ def median_ms(name: str, height: int, width: int, frames: int) -> float:
     return 1000 * statistics.median(seconds[3:])
 
 
+def default_ms(frames: int) -> float:
+    """Median time of one frame of the default network, on a rendered street at KITTI's size."""
+    odometer = VisualOdometry.from_checkpoint(camera=CAMERA)
+    drive = list(WorldSequence(38, frames=frames + 3, kind="town", camera=CAMERA))
+    return 1000 * statistics.median([odometer.track(frame).seconds for frame in drive][3:])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--frames", type=int, default=30)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     results = {case: median_ms(*arguments, options.frames) for case, arguments in CASES.items()}
-    print(f"{torch.get_num_threads()} threads, fp32")
+    results = {"default 192x632": default_ms(options.frames)} | results
+    print(f"{torch.get_num_threads()} threads, fp32 (default: bf16 convolutions)")
     for case, value in results.items():
         print(f"{case:18} {value:7.1f} ms a frame  {1000 / value:6.1f} frames/s")
     if options.json:

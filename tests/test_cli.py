@@ -110,9 +110,9 @@ def test_train_evaluate_run(tree: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert cv2.imread(str(tmp_path / "out" / "trajectory.png")) is not None
 
 
-def test_evaluate_without_a_checkpoint_measures_the_baselines(tree: Path, tmp_path: Path) -> None:
+def test_evaluate_can_measure_the_baselines_only(tree: Path, tmp_path: Path) -> None:
     results = tmp_path / "results.json"
-    cli.main(["evaluate", "--data", str(tree), "--json", str(results), "--lengths", "2", "4"])
+    cli.main(["evaluate", "--data", str(tree), "--json", str(results), "--lengths", "2", "4", "--baselines-only"])
     figures = json.loads(results.read_text())["sequences"]["00"]
     assert figures["t_rel_percent"] is None
     assert figures["lengths_m"] == [2, 4]

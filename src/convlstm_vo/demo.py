@@ -44,12 +44,18 @@ def run_demo(options: DemoOptions) -> Path:
     *training, validation, unseen = names
     print(f"2/3  training `tiny` on {len(training)} of them")
     checkpoint = run_training(demo_training(options, tuple(training), validation))
-    print(f"3/3  evaluating on {unseen}, which it has never seen")
-    measured = EvaluateOptions(
-        data=data, sequences=(unseen,), checkpoint=checkpoint, json=options.out / "results.json", save=out
+    print(f"3/3  evaluating on {unseen}, which neither network has seen: `tiny`, then the one of the package")
+    trained = EvaluateOptions(
+        data=data, sequences=(unseen,), checkpoint=checkpoint, json=options.out / "tiny" / "results.json", save=out
     )
-    report = run_evaluation(measured, "convlstm-vo demo")
-    paths = {"ground_truth": data / "poses" / f"{unseen}.txt", "network": out / f"{unseen}.txt"}
+    run_evaluation(trained, "convlstm-vo demo (tiny)")
+    shipped = EvaluateOptions(data=data, sequences=(unseen,), json=options.out / "results.json", save=options.out)
+    report = run_evaluation(shipped, "convlstm-vo demo")
+    paths = {
+        "ground_truth": data / "poses" / f"{unseen}.txt",
+        "network": options.out / f"{unseen}.txt",
+        "tiny": out / f"{unseen}.txt",
+    }
     trajectory_picture(options.out / "trajectory.png", {name: read_kitti(path) for name, path in paths.items()})
     return report
 

@@ -350,7 +350,7 @@ def measure(net: GeometricNet, drives: Sequence[CellDrive], config: WeighConfig)
         turns.append((found - true)[:, 3:].norm(dim=1).rad2deg())
         tilts.append((outcome.slopes[0] - clip.slopes[0])[:, 1].rad2deg())
         error = torch.cat([(found - true)[:, :3] * net.config.camera_height, (found - true)[:, 3:]], 1)
-        factor = torch.linalg.cholesky(outcome.covariances[0] + 1e-12 * torch.eye(6))
+        factor = torch.linalg.cholesky_ex(outcome.covariances[0] + 1e-12 * torch.eye(6))[0]
         scaled.append(torch.linalg.solve_triangular(factor, error[..., None], upper=False).square().mean((1, 2)))
         weighs.append(moving.any()[None])
     net.train()
