@@ -78,6 +78,7 @@ class VisualOdometry:
         scaled = camera.resized(height=self._size[0], width=self._size[1])
         self._intrinsics = torch.tensor(scaled.intrinsics[None], dtype=torch.float32, device=self._device)
         if isinstance(net, GeometricNet):
+            net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             net.mixed = self._device.type != "cpu" or torch.backends.cpu.get_cpu_capability() == "AVX512"
         self.reset()
 
