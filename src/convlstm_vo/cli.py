@@ -93,10 +93,17 @@ def train(argv: list[str]) -> None:
     # A cluster's notice that time is up is treated as Ctrl-C: save, and stop.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     config = parse_train(argv)
+    from convlstm_vo.training.dry_run import describe_run
     from convlstm_vo.training.run import run_training
 
+    first = os.environ.get("RANK", "0") == "0"  # of several processes, one speaks
+    if config.dry_run:
+        plan = describe_run(config)
+        if first:
+            print(plan)
+        return
     path = run_training(config)
-    if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+    if first:
         print(f"{'Curve' if config.find_lr else 'Best checkpoint'}: {path}")
 
 
