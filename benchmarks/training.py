@@ -71,7 +71,7 @@ def network_seconds(options: argparse.Namespace) -> list[float]:
     names = ("preset", "height", "width", "batch_size", "steps", "precision")
     arguments = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in names]
     command = [sys.executable, __file__, *arguments, "--network-only"]
-    ended = subprocess.run(command, check=True, stdout=subprocess.PIPE, env={**os.environ, **cli._ENVIRONMENT})
+    ended = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=cli.training_environment(os.environ))
     return json.loads(ended.stdout)
 
 
