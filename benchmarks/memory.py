@@ -22,8 +22,9 @@ from training import write_tree
 
 KIB_IN_GIB = 2**20
 ASCEND = ["--preset", "ascend", "--model.image-height", "192", "--model.image-width", "640", "--batch-size", "8"]
+ASCEND += ["--epochs", "1"]
 CASES = {
-    "tiny, batch 32": ["--preset", "tiny", "--batch-size", "32"],
+    "tiny, batch 32": ["--preset", "tiny", "--batch-size", "32", "--epochs", "4"],
     "ascend, batch 8": ASCEND,
     "ascend, batch 8, --checkpoint-activations": [*ASCEND, "--checkpoint-activations"],
 }
@@ -43,7 +44,7 @@ def peak_gib(command: list[str]) -> tuple[float, str]:
 
 def measure(case: list[str], options: argparse.Namespace, tree: Path, out: Path) -> dict[str, float]:
     """Estimate, peaks in GiB and seconds a step of one network."""
-    where = ["--data", tree, "--out", out, "--cache", tree / "cache", "--device", "cpu", "--epochs", 1]
+    where = ["--data", tree, "--out", out, "--cache", tree / "cache", "--device", "cpu"]
     work = ["--time-steps", options.time_steps, "--precision", options.precision]
     command = [sys.executable, "-m", "convlstm_vo.cli", "train", *case, *map(str, [*where, *work])]
     idle, shown = peak_gib([*command, "--dry-run"])
@@ -66,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--time-steps", type=int, default=1)
-    parser.add_argument("--frames", type=int, default=129, help="of the sequence: so many steps of batches")
+    parser.add_argument("--frames", type=int, default=33, help="of the sequence: 32 pairs, so 4 steps of each case")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     results: dict[str, dict[str, float]] = {}
