@@ -2,6 +2,9 @@
 
 python benchmarks/training.py --json training.json            # the original's size and batch: takes minutes
 python benchmarks/training.py --batch-size 8 --steps 4        # a quicker look
+
+The network's part, forward and backward pass without anything else, is measured in a process of its own that starts
+with the allocator settings of `convlstm-vo train`.
 """
 
 from __future__ import annotations
@@ -22,11 +25,14 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from convlstm_vo import cli
 from convlstm_vo.geometry.trajectory import Trajectory
 from convlstm_vo.models.config import preset
 from convlstm_vo.models.network import OdometryNet
 from convlstm_vo.training.cache import DecodedSequence
 from convlstm_vo.training.clips import AugmentConfig, EpochPlan, collate
+from convlstm_vo.training.config import TrainConfig
+from convlstm_vo.training.learner import Learner
 from convlstm_vo.training.loop import prefetch
 
 ORIGINAL = 32 / 30.1  # pairs a second of the TensorFlow code at 384x1280, batch 32, on 2 cores with AMX
@@ -58,6 +64,34 @@ def train(tree: Path, options: argparse.Namespace, out: Path) -> list[float]:
     subprocess.run([*command, *size, *work, *where, "--precision", options.precision], check=True)
     rows = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
     return [row["seconds_per_step"] for row in rows if row["kind"] == "train"][1:]
+
+
+def network_seconds(options: argparse.Namespace) -> list[float]:
+    """Seconds of forward and backward pass of each step, alone in a process set up as `train` sets up its own."""
+    names = ("preset", "height", "width", "batch_size", "steps", "precision")
+    arguments = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in names]
+    command = [sys.executable, __file__, *arguments, "--network-only"]
+    ended = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=cli.training_environment(os.environ))
+    return json.loads(ended.stdout)
+
+
+def time_network(options: argparse.Namespace) -> list[float]:
+    """Seconds of forward and backward pass of the module that `train` optimises; the first step is left out."""
+    model = preset(options.preset, image_height=options.height, image_width=options.width)
+    config = TrainConfig(model=model, batch_size=options.batch_size, time_steps=1, precision=options.precision)
+    learner = Learner(config).train()
+    lanes, size = options.batch_size, (options.height, options.width)
+    images = 255 * torch.rand(lanes, 2, 1, *size)
+    intrinsics, motions = torch.tensor([360.0, 360, 320, 96]).repeat(lanes, 1), torch.zeros(lanes, 1, 6)
+    seconds = []
+    for _ in range(options.steps + 1):
+        learner.zero_grad()
+        started = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bf16"):
+            loss, _ = learner(images, intrinsics, None, motions)
+        loss.backward()
+        seconds.append(time.perf_counter() - started)
+    return seconds[1:]
 
 
 def gflop_a_pair(options: argparse.Namespace) -> float:
@@ -107,6 +141,7 @@ def measure(options: argparse.Namespace) -> dict[str, float | int | str | dict[s
         tree = write_tree(Path(folder) / "tree", options.batch_size * (options.steps + 1) + 1)
         seconds = train(tree, options, Path(folder) / "run")
         loader = loader_pairs_per_second(Path(folder))
+    network = network_seconds(options)
     work, peak = gflop_a_pair(options), matmul_gflops(options.precision)
     rate = options.batch_size * len(seconds) / sum(seconds)
     best = options.batch_size / min(seconds)
@@ -125,6 +160,9 @@ def measure(options: argparse.Namespace) -> dict[str, float | int | str | dict[s
         "matmul_peak_gflops": peak,
         "share_of_peak": rate * work / peak,
         "best_share_of_peak": best * work / peak,
+        "network_median_seconds": statistics.median(network),
+        "network_share_of_peak": options.batch_size / statistics.median(network) * work / peak,
+        "best_network_share_of_peak": options.batch_size / min(network) * work / peak,
         "ratio_to_original": rate / ORIGINAL,
         "loader_pairs_per_second_192x640": loader,
         "environment": {name: os.environ[name] for name in sorted(ENVIRONMENT & os.environ.keys())},
@@ -140,7 +178,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--network-only", action="store_true", help="print seconds of the network's part only")
     options = parser.parse_args()
+    if options.network_only:
+        print(json.dumps(time_network(options)))
+        return
     results = measure(options)
     for name, value in results.items():
         print(f"{name:34} {value:.3f}" if isinstance(value, float) else f"{name:34} {value}")

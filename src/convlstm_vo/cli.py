@@ -8,7 +8,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 Options = TypeVar("Options")
 
-# glibc gives large blocks back to the kernel after each step and faults them in again for the next; keeping them
-# makes CPU training up to 1.4 times faster. It is read when a process starts, so the process starts again.
+# glibc gives large blocks back to the kernel after each step and faults them in again for the next; keeping them,
+# in huge pages, makes CPU training up to 1.4 times faster. It is read when a process starts, so it starts again.
 # Threads that sleep while they wait, instead of spinning, do not stall when anything else runs on the machine.
 _ENVIRONMENT = {
     "MALLOC_MMAP_MAX_": "0",
@@ -34,6 +34,8 @@ _ENVIRONMENT = {
     "MALLOC_TOP_PAD_": "500000000",
     "OMP_WAIT_POLICY": "PASSIVE",
 }
+_HUGE_PAGES = "glibc.malloc.hugetlb"
+_RESTARTED = "CONVLSTM_VO_RESTARTED"  # set in a process that has started again, which must not do so without end
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -94,13 +96,19 @@ def train(argv: list[str]) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     config = parse_train(argv)
     from convlstm_vo.training.config import TrainError
+    from convlstm_vo.training.dry_run import describe_run
     from convlstm_vo.training.run import run_training
 
     if config.model.encoder == "flow":
         raise TrainError("preset geometric is trained in stages of its own: use `convlstm-vo train-geometric`")
-
+    first = os.environ.get("RANK", "0") == "0"  # of several processes, one speaks
+    if config.dry_run:
+        plan = describe_run(config)
+        if first:
+            print(plan)
+        return
     path = run_training(config)
-    if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+    if first:
         print(f"{'Curve' if config.find_lr else 'Best checkpoint'}: {path}")
 
 
@@ -123,11 +131,19 @@ def parse_train(argv: list[str]) -> TrainConfig:
     return _parse(TrainConfig, "train", rest, update(default, recipe, str(first.config)))
 
 
+def training_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Environment variables of a process that trains: those given, which win, and what speed needs beside them."""
+    tunables = environment.get("GLIBC_TUNABLES", "")
+    if f"{_HUGE_PAGES}=" not in tunables:
+        tunables = ":".join(filter(None, (tunables, f"{_HUGE_PAGES}=1")))
+    return {**_ENVIRONMENT, **environment, "GLIBC_TUNABLES": tunables, _RESTARTED: "1"}
+
+
 def _restart_with_environment() -> None:
     """Start this process again with an allocator that keeps its memory (Linux with glibc)."""
-    if sys.platform != "linux" or "MALLOC_TRIM_THRESHOLD_" in os.environ or "PYTEST_VERSION" in os.environ:
+    if sys.platform != "linux" or _RESTARTED in os.environ or "PYTEST_VERSION" in os.environ:
         return
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **_ENVIRONMENT})
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], training_environment(os.environ))
 
 
 def shard(argv: list[str]) -> None:

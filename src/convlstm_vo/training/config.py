@@ -93,6 +93,8 @@ class TrainConfig:
     to see more batches early on. 0: full length from the start."""
     epochs: Annotated[int, _also("--train-iter")] = 240
     """Times that each motion is shown."""
+    dry_run: bool = False
+    """Do not train: open all data, print the plan (sequences, frames, steps) and the memory that it will take."""
     find_lr: bool = False
     """Do not train: try learning rates from tiny to huge over some hundred steps, and suggest a --lr."""
     lr: float = 1e-4

@@ -35,8 +35,7 @@ def run_training(config: TrainConfig) -> Path:
     log = TrainingLog(config.out, quiet=not processes.is_main_process)
     if config.find_lr:
         return suggest_learning_rate(config, training, log)
-    if not config.resume and (found := RunCheckpoints(config.out).candidates()):
-        raise TrainError(f"{found[0]}: a run is there already; go on with --resume or choose another --out")
+    check_out(config)
     if processes.is_main_process:
         write_atomically(config.out / "train.json", json.dumps(to_dict(config), indent=2) + "\n")
     try:
@@ -44,6 +43,12 @@ def run_training(config: TrainConfig) -> Path:
     finally:
         if isinstance(training, EpochStream):
             training.close()
+
+
+def check_out(config: TrainConfig) -> None:
+    """Raise TrainError where a new run would meet an older one in --out."""
+    if not config.resume and (found := RunCheckpoints(config.out).candidates()):
+        raise TrainError(f"{found[0]}: a run is there already; go on with --resume or choose another --out")
 
 
 def suggest_learning_rate(
@@ -78,9 +83,31 @@ def load_training_data(
     config: TrainConfig, *, quiet: bool = False
 ) -> tuple[list[DecodedSequence] | EpochStream, list[DecodedSequence]]:
     """Training sequences, decoded or as a stream, and decoded validation sequences; ``quiet`` without a bar."""
-    if config.world.drives or config.shards is not None:
-        validation = _decode(config, config.validate, quiet=quiet) if config.validate else []
-        return (_sharded(config, quiet=quiet) if config.shards is not None else _endless(config)), validation
+    training, validation = open_sequences(config)
+    decoded = _decode(config, [*training, *validation], quiet=quiet) if training or validation else []
+    stream = open_stream(config)
+    if isinstance(stream, ShardStream) and not quiet:
+        print(stream.describe())
+    return decoded[: len(training)] if stream is None else stream, decoded[len(training) :]
+
+
+def open_stream(config: TrainConfig) -> EpochStream | None:
+    """The endless streets or the shards that a configuration names; None where it learns from --data."""
+    if config.shards is not None:
+        return _sharded(config)
+    return _endless(config) if config.world.drives else None
+
+
+def open_sequences(config: TrainConfig) -> tuple[list[Sequence], list[Sequence]]:
+    """The sequences of --data to learn from (none beside a stream) and to validate on, not decoded yet."""
+    names = () if config.world.drives or config.shards is not None else _training_names(config)
+    if not (chosen := (*names, *config.validate)):
+        return [], []
+    opened: list[Sequence] = list(open_kitti(_data(config), chosen, camera=config.camera))
+    return opened[: len(names)], opened[len(names) :]
+
+
+def _training_names(config: TrainConfig) -> tuple[str, ...]:
     names = config.sequences or tuple(
         name
         for name in sequence_names(_data(config))
@@ -88,9 +115,7 @@ def load_training_data(
     )
     if not names:
         raise TrainError(f"{config.data}: no sequence with ground truth to learn from (poses/NAME.txt)")
-    names = names[: config.max_sequences or None]
-    decoded = _decode(config, (*names, *config.validate), quiet=quiet)
-    return decoded[: -len(config.validate) or None], decoded[len(decoded) - len(config.validate) :]
+    return names[: config.max_sequences or None]
 
 
 def _data(config: TrainConfig) -> Path:
@@ -114,10 +139,10 @@ def _endless(config: TrainConfig) -> SequenceStream:
     )
 
 
-def _sharded(config: TrainConfig, *, quiet: bool) -> ShardStream:
+def _sharded(config: TrainConfig) -> ShardStream:
     assert config.shards is not None
     model = config.model
-    stream = ShardStream(
+    return ShardStream(
         *find_shards(config.shards),
         config.shard_window,
         seed=config.seed,
@@ -125,14 +150,10 @@ def _sharded(config: TrainConfig, *, quiet: bool) -> ShardStream:
         width=model.image_width,
         channels=model.image_channels,
     )
-    if not quiet:
-        print(stream.describe())
-    return stream
 
 
-def _decode(config: TrainConfig, names: tuple[str, ...], *, quiet: bool) -> list[DecodedSequence]:
-    """The named sequences of --data, decoded once and for all."""
-    sequences = open_kitti(_data(config), names, camera=config.camera)
+def _decode(config: TrainConfig, sequences: list[Sequence], *, quiet: bool) -> list[DecodedSequence]:
+    """Sequences at the network's size, decoded once and for all."""
     model = config.model
     size = {"height": model.image_height, "width": model.image_width, "channels": model.image_channels}
     folder = config.cache or default_cache_folder()
