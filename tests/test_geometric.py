@@ -18,7 +18,7 @@ from convlstm_vo.geometry.trajectory import Trajectory
 from convlstm_vo.models.checkpoint import build, load_checkpoint
 from convlstm_vo.models.config import ModelError, preset
 from convlstm_vo.models.geometric import GeometricNet, Memory
-from convlstm_vo.odometer import VisualOdometry, estimate_trajectory, working_size
+from convlstm_vo.odometer import OdometryError, VisualOdometry, estimate_trajectory, working_size
 from convlstm_vo.sequences.base import Frame
 from convlstm_vo.sequences.kitti import KittiSequence
 from convlstm_vo.training.pipeline import GeometricOptions, run_geometric
@@ -132,7 +132,7 @@ def test_mounting_is_found_and_saved(tmp_path):
         odometer.track(frame)
     found = odometer.calibration
     assert found is not None
-    assert found.pitch_rad == pytest.approx(float(-pitched.road_plane[:, 2].mean()) * -1, abs=0.01)
+    assert found.pitch_rad == pytest.approx(float(pitched.road_plane[:, 2].mean()), abs=0.01)
     found.write(tmp_path / "car.json")
     assert VehicleCalibration.read(tmp_path / "car.json") == found
 
@@ -206,6 +206,44 @@ def test_real_frames_zero_shot():
     result = score(sequence.trajectory, Trajectory(sequence.trajectory.timestamps_s, estimate.T_world_camera))
     assert result.t_rel_percent is not None and result.t_rel_percent < 3.0
     assert result.r_rel_deg_per_100m is not None and result.r_rel_deg_per_100m < 1.5
+
+
+@real
+@pytest.mark.parametrize("what", ["jump", "noise"])
+def test_real_frames_jump_and_noise_are_flagged_and_survived(what):
+    sequence = KittiSequence(KITTI, "06")
+    order = [0, 1, 2, 3, 4, 30, 31, 32] if what == "jump" else list(range(8))
+    odometer, tracked = VisualOdometry(NET, sequence.camera), []
+    for k, index in enumerate(order):
+        image = sequence[index].image
+        if what == "noise" and k == 5:
+            image = np.random.default_rng(0).integers(0, 255, image.shape, dtype=np.uint8)
+        tracked.append(odometer.track(Frame(image, float(k), k)))
+    assert tracked[5].status == "lost"
+    assert tracked[7].status == "ok"
+    assert np.linalg.norm(tracked[7].T_prev_curr[:3, 3]) == pytest.approx(1.2, abs=0.2)
+
+
+@real
+def test_real_frames_without_a_road_are_not_metric():
+    sequence = KittiSequence(KITTI, "06")
+    odometer, tracked = VisualOdometry(NET, sequence.camera), []
+    for i in range(8):
+        image = sequence[i].image.copy()
+        image[200:] = 0
+        tracked.append(odometer.track(Frame(image, float(i), i)))
+    truth = sequence.trajectory.T_world_camera[:8]
+    turn = se3.rotation_angle(
+        se3.relative(truth[:-1], truth[1:])[:, :3, :3].swapaxes(1, 2)
+        @ np.stack([t.T_prev_curr[:3, :3] for t in tracked[1:]])
+    )
+    assert not any(t.metric for t in tracked[1:])
+    assert np.degrees(turn).max() < 0.2
+
+
+def test_a_height_for_a_network_that_knows_none_is_refused():
+    with pytest.raises(OdometryError, match="knows no camera height"):
+        VisualOdometry(build(preset("tiny"), seed=0), CAMERA, VehicleCalibration(1.4))
 
 
 @real

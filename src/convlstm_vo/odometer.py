@@ -70,6 +70,11 @@ class VisualOdometry:
     """
 
     def __init__(self, net: Network, camera: Camera, calibration: VehicleCalibration | None = None) -> None:
+        if calibration is not None and not isinstance(net, GeometricNet):
+            raise OdometryError(
+                f"preset {net.config.preset} learned its scale in training and knows no camera height: leave out "
+                "--camera-height and --calibration, or use the default network"
+            )
         self.net = net.eval()
         self.camera = camera
         self.started_from = calibration
@@ -113,8 +118,8 @@ class VisualOdometry:
         memory = Memory.unpack(self._state[-1])
         roll, pitch = memory.mounting[0].double().tolist()
         precision = float(memory.mounting_precision[0].mean())
-        limit = max(abs(roll), abs(pitch), 0.3) / 0.3
-        return VehicleCalibration(start.camera_height_m, pitch / limit, roll / limit, precision)
+        roll, pitch = np.clip([roll, pitch], -0.3, 0.3).tolist()  # what a calibration allows
+        return VehicleCalibration(start.camera_height_m, pitch, roll, precision)
 
     @torch.inference_mode()
     def track(self, frame: Frame) -> TrackedFrame:

@@ -184,11 +184,9 @@ class GeometricNet(nn.Module):
         found = self.conclude(self.look(view, memory), memory, hidden)
         weak = (memory.known < 1) | (found[0].evidence < LEAST_EVIDENCE)
         if bool(weak.any()):
-            for motion in self.search(view, memory):
-                again = dataclasses.replace(memory, motion=motion)
-                other = self.conclude(self.look(view, again), again, hidden)
-                better = weak & (other[0].evidence > found[0].evidence)
-                found = _select(better, other, found)
+            again = dataclasses.replace(memory, motion=self.search(view, memory))
+            other = self.conclude(self.look(view, again), again, hidden)
+            found = _select(weak & (other[0].evidence > found[0].evidence), other, found)
         estimate, state = found
         lost = estimate.evidence < LEAST_EVIDENCE
         if bool(lost.any()):
@@ -202,8 +200,8 @@ class GeometricNet(nn.Module):
         predicted = flow_of(rays, canyon_inverse_depth(rays, memory.mounting), memory.motion, intrinsics)
         return choose_cells(rays, self.measure(prev, curr, predicted), intrinsics, prev)
 
-    def search(self, view: View, memory: Memory) -> list[Tensor]:
-        """Motions (batch, 6) to start from where nothing is known or all is lost: the best of some."""
+    def search(self, view: View, memory: Memory) -> Tensor:
+        """A motion (batch, 6) to start from where nothing is known or all is lost: the best of some."""
         best, most = memory.motion, None
         for speed, turn in _SEARCHED:
             tried = torch.zeros_like(memory.motion)
@@ -216,7 +214,7 @@ class GeometricNet(nn.Module):
             else:
                 best = torch.where((estimate.evidence > most)[:, None], ahead, best)
                 most = torch.maximum(most, estimate.evidence)
-        return [best]
+        return best
 
     def _dead_reckoning(
         self, lost: Tensor, estimate: Estimate, state: State, memory: Memory
