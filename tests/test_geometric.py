@@ -80,8 +80,8 @@ def test_a_fresh_state_is_all_zero():
     zero = tuple(torch.zeros_like(part) for part in state)
     with torch.inference_mode():
         torch.testing.assert_close(NET.step(pair, K, zero)[0], NET.step(pair, K)[0])
-    memory = Memory.unpack(torch.arange(18.0)[None])
-    torch.testing.assert_close(memory.pack(), torch.arange(18.0)[None])
+    memory = Memory.unpack(torch.arange(float(Memory.SIZE))[None])
+    torch.testing.assert_close(memory.pack(), torch.arange(float(Memory.SIZE))[None])
 
 
 def test_covered_lens_is_flagged_and_forgotten():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,7 +18,7 @@ from convlstm_vo.models.scene import (
     road_normal,
     road_slopes,
 )
-from convlstm_vo.models.solver import Priors, Solution, _moved, residuals, solve
+from convlstm_vo.models.solver import Priors, Solution, _moved, bend_derivative, residuals, solve
 
 K = torch.tensor([[363.6, 363.6, 319.5, 95.5]], dtype=torch.float64)
 RAYS = cell_rays(K, 48, 160)[:, :, ::2, ::2]
@@ -34,9 +36,10 @@ def scene(motion: list[float], slopes: list[float]) -> tuple[torch.Tensor, ...]:
 
 
 def vague() -> Priors:
-    one = torch.eye(2, dtype=torch.float64)[None]
+    road = torch.diag(torch.tensor([1.0, 1.0, 1e8], dtype=torch.float64))[None]  # a plane
     zero = torch.zeros(1, 6, dtype=torch.float64)
-    return Priors(zero, zero + 1e-3, zero[:, :2], one, torch.full((1,), 5.0, dtype=torch.float64))
+    climb_sd = torch.full((1,), 5.0, dtype=torch.float64)
+    return Priors(zero, zero + 1e-3, zero[:, :2], zero[:, :1], road, climb_sd)
 
 
 def find(motion: list[float], slopes: list[float], steps: int = 10) -> tuple[Solution, torch.Tensor, torch.Tensor]:
@@ -45,7 +48,7 @@ def find(motion: list[float], slopes: list[float], steps: int = 10) -> tuple[Sol
     start = m.clone()
     start[:, :3] *= 0.8
     start[:, 3:] = 0
-    return solve(rays, seen, certain, certain * road, vague(), (start, s * 0), steps=steps)[0], m, s
+    return solve(rays, seen, certain, certain * road, vague(), (start, s * 0, s[:, :1] * 0), steps=steps)[0], m, s
 
 
 @settings(max_examples=15, deadline=None)
@@ -78,9 +81,10 @@ def test_derivatives_along_the_line_on_the_road(which):
     rays, seen, motion, slopes, road, inside = scene([0.02, -0.01, 0.8, 0.002, 0.02, -0.003], [0.01, -0.02])
     before = residuals(rays, seen, motion, slopes)
     step = 1e-6
-    delta = torch.zeros(1, 8, dtype=torch.float64)
+    delta = torch.zeros(1, 9, dtype=torch.float64)
     delta[:, which] = step
-    after = residuals(rays, seen, *_moved(motion, slopes, delta))
+    moved = _moved(Solution(motion, slopes, slopes[:, :1] * 0, delta), delta, delta)
+    after = residuals(rays, seen, moved.motion, moved.slopes)
     kept = (road * inside)[0] > 0
     numeric = ((after.along - before.along) / step)[0][kept]
     analytic = before.J_along[0, which][kept]
@@ -93,7 +97,9 @@ def test_outliers_are_left_out():
     wrong = torch.rand(seen.shape[2], generator=generator) < 0.2
     seen = torch.where(wrong, seen + 0.03, seen)
     certain = inside * (363.6 / 0.1) ** 2
-    found, _ = solve(rays, seen, certain, certain * road, vague(), (motion * 0.95, slopes), steps=10)
+    found, _ = solve(
+        rays, seen, certain, certain * road, vague(), (motion * 0.95, slopes, slopes[:, :1] * 0), steps=10
+    )
     torch.testing.assert_close(found.motion, motion, atol=2e-3, rtol=0)
 
 
@@ -106,7 +112,9 @@ def test_gradient_of_weights_is_that_of_differences():
     def length(factor):
         left = (rays[:, 0] < 0).double()
         weight = certain * (1 + (factor - 1) * left)
-        return solve(rays, seen, weight, certain * road, vague(), (motion, slopes), steps=12)[0].motion[0, 4]
+        return solve(rays, seen, weight, certain * road, vague(), (motion, slopes, slopes[:, :1] * 0), steps=12)[
+            0
+        ].motion[0, 4]
 
     (gradient,) = torch.autograd.grad(length(factor), factor)
     with torch.no_grad():
@@ -118,3 +126,25 @@ def test_gradient_of_weights_is_that_of_differences():
 def test_normals_and_slopes_are_inverse(a, b):
     slopes = torch.tensor([[a * 0.2, b * 0.2]], dtype=torch.float64)
     torch.testing.assert_close(road_slopes(road_normal(slopes)), slopes)
+
+
+def test_a_bend_of_the_flow_changes_neither_tilt_nor_length():
+    """Near road too fast by 3 %, far road too slow: absorbed where the tilt is known from elsewhere."""
+    rays, seen, motion, slopes, road, inside = scene([0.0, -0.015 * 0.9, 0.9, 0.0, 0.0, 0.0], [0.0, -0.015])
+    certain = inside * (363.6 / 0.1) ** 2
+    r = residuals(rays, seen, motion, slopes)
+    wrong = seen + 0.03 * (bend_derivative(r, certain * road) * road)[:, None] * torch.nn.functional.normalize(
+        seen - rays[:, :2], dim=1
+    )
+    stiff = vague()
+    stiff.climb_sd[:] = 1e-4  # the car follows its road
+    free = dataclasses.replace(stiff, road_information=torch.eye(3, dtype=torch.float64)[None])
+    start = (motion, slopes, slopes[:, :1] * 0)
+    found, _ = solve(rays, wrong, certain, certain * road, free, start, steps=10)
+    plane, _ = solve(rays, wrong, certain, certain * road, stiff, start, steps=10)
+    loose, _ = solve(rays, wrong, certain, certain * road, vague(), start, steps=10)
+    torch.testing.assert_close(found.motion, motion, atol=3e-4, rtol=0)
+    torch.testing.assert_close(found.slopes, slopes, atol=2e-4, rtol=0)
+    assert abs(float(found.bend) - 0.03) < 0.003
+    assert float((loose.slopes - slopes).abs().max()) > 5 * float((found.slopes - slopes).abs().max())
+    assert float(plane.bend.abs().max()) < 1e-3

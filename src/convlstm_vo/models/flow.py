@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from convlstm_vo.models import kernels
 from convlstm_vo.models.correlation import correlate, expected_displacement
 
 STRIDE = 4  # pixels a cell
@@ -75,7 +76,7 @@ class FlowNet(nn.Module):
         more = torch.cat([features, (flow / 4).to(features.dtype)], 1)
         step, features = self._match(moved, _FINE_RADIUS, self.sharpness[1], self.fine, self.fine_flow, more)
         matched = STRIDE * (flow + step)  # pixels
-        refined, evidence = self._refine(self.images(both).float().contiguous(), predicted, matched)
+        refined, evidence = self._refine(self.images(both).float(), predicted, matched)
         verdict = self.judge(torch.cat([features, evidence.to(features.dtype)], 1)).float()
         residual = refined + 0.5 * torch.tanh(verdict[:, :2])
         return FlowField(
@@ -113,11 +114,13 @@ class FlowNet(nn.Module):
         Returns:
             The refined residual; and how well it fits, (batch, 8, rows, columns).
         """
+        damping, outlier = self.log_damping.exp(), self.log_outlier.exp()
+        if kernels.usable(images, predicted, flow, damping):
+            return kernels.refine(images, predicted, flow, float(damping), float(outlier), _STEPS)
         here, there = images.chunk(2)
         gx = F.pad((here[..., 2:] - here[..., :-2]) / 2, (1, 1))
         gy = F.pad((here[..., 2:, :] - here[..., :-2, :]) / 2, (0, 0, 1, 1))
         hessian = window(torch.cat([(gx * gx).sum(1, True), (gx * gy).sum(1, True), (gy * gy).sum(1, True)], 1))
-        damping, outlier = self.log_damping.exp(), self.log_outlier.exp()
         hxx, hxy, hyy = hessian[:, :1] + damping, hessian[:, 1:2], hessian[:, 2:] + damping
         determinant = hxx * hyy - hxy * hxy
         start, errors = flow, []

@@ -33,7 +33,7 @@ from convlstm_vo.models.scene import (
     road_normal,
     road_slopes,
 )
-from convlstm_vo.models.solver import Priors, Residuals, Solution, residuals, solve
+from convlstm_vo.models.solver import Priors, Residuals, Solution, solve
 
 _FEATURES = 10  # of a cell, for the ConvLSTM
 _SEARCHED = (
@@ -52,7 +52,8 @@ class Memory:
 
     Attributes:
         known: (batch,) 1 once a motion has been seen. motion: (batch, 6) the last one, in camera heights.
-        slopes: (batch, 2) of the road in the newest frame. variance: (batch, 2, 2) of them.
+        slopes: (batch, 2) of the road in the newest frame. bend: (batch, 1), beyond a plane (`solver.py`).
+        variance: (batch, 3, 3) of slopes and bend.
         mounting: (batch, 2) slopes of the road on average, i.e. roll and pitch of the camera on the car.
         mounting_precision: (batch, 2), their inverse variance beyond what is known before the start.
         height: (batch,) metres above the road; 0 stands for the configured one.
@@ -61,23 +62,28 @@ class Memory:
     known: Tensor
     motion: Tensor
     slopes: Tensor
+    bend: Tensor
     variance: Tensor
     mounting: Tensor
     mounting_precision: Tensor
     height: Tensor
 
-    SIZE = 18
+    SIZE = 24
 
     @classmethod
     def unpack(cls, packed: Tensor) -> Memory:
-        """From one tensor (batch, 18)."""
-        known, motion, slopes, variance, mounting, precision, height = packed.split([1, 6, 2, 4, 2, 2, 1], 1)
-        return cls(known[:, 0], motion, slopes, variance.unflatten(1, (2, 2)), mounting, precision, height[:, 0])
+        """From one tensor (batch, 24)."""
+        known, motion, slopes, bend, variance, mounting, precision, height = packed.split(
+            [1, 6, 2, 1, 9, 2, 2, 1], 1
+        )
+        variance = variance.unflatten(1, (3, 3))
+        return cls(known[:, 0], motion, slopes, bend, variance, mounting, precision, height[:, 0])
 
     def pack(self) -> Tensor:
-        """To one tensor (batch, 18)."""
-        parts = [self.known[:, None], self.motion, self.slopes, self.variance.flatten(1), self.mounting]
-        return torch.cat([*parts, self.mounting_precision, self.height[:, None]], 1)
+        """To one tensor (batch, 24)."""
+        road = [self.slopes, self.bend, self.variance.flatten(1)]
+        slow = [self.mounting, self.mounting_precision, self.height[:, None]]
+        return torch.cat([self.known[:, None], self.motion, *road, *slow], 1)
 
 
 @dataclasses.dataclass
@@ -158,6 +164,7 @@ class GeometricNet(nn.Module):
         self.log_slope_drift = nn.Parameter(torch.tensor([0.002, 0.0015]).log())  # from one frame to the next
         self.log_slope_spread = nn.Parameter(torch.tensor([0.006, 0.006]).log())  # about the mounting
         self.log_mounting = nn.Parameter(torch.tensor([0.02, 0.02]).log())  # of mountings, before the first frame
+        self.log_bend = nn.Parameter(torch.tensor([0.03, 0.1]).log())  # spread; share of it renewed in a frame
         self.log_climb = nn.Parameter(torch.tensor([0.002, 0.004]).log())  # heaving: fixed, and a share of the way
         self.log_motion = nn.Parameter(
             torch.tensor([0.1, 0.1, 0.15, 0.01, 0.02, 0.01]).log()
@@ -244,15 +251,17 @@ class GeometricNet(nn.Module):
         rays, seen = cells.rays.flatten(2), cells.seen.flatten(2)
         priors = self.priors(memory)
         across, along = self.trusted_weights(cells, memory)
-        start = (memory.motion, priors.slopes)
+        start = (memory.motion, priors.slopes, priors.bend)
         with torch.no_grad():
-            first, _ = solve(rays, seen, across, along, priors, start, steps=3)
-            features = describe(cells, residuals(rays, seen, first.motion, first.slopes))
+            first, misfits = solve(rays, seen, across, along, priors, start, steps=3)
+            features = describe(cells, misfits)
         with self.half_precision(features):
             trust, whole, hidden = self.weigher(features, hidden)
         trust = trust.float().clamp(-8.0, 5.0)
         across, along = self.trusted_weights(cells, memory, trust)
-        second, misfits = solve(rays, seen, across, along, priors, (first.motion, first.slopes), steps=3)
+        second, misfits = solve(
+            rays, seen, across, along, priors, (first.motion, first.slopes, first.bend), steps=3
+        )
         estimate = self.estimate(cells, second, misfits, across, along, memory, trust, whole)
         return estimate, (*hidden, self.remember(memory, second).pack())
 
@@ -274,17 +283,22 @@ class GeometricNet(nn.Module):
         # Two sources for the slopes: how they were, and how the camera is mounted.
         mounting_variance = 1 / (torch.exp(-2 * self.log_mounting) + memory.mounting_precision)
         from_mounting = 1 / ((2 * self.log_slope_spread).exp() + mounting_variance)  # (batch, 2)
-        drift = torch.diag_embed((2 * self.log_slope_drift).exp().expand(len(known), 2))
-        fresh = torch.diag_embed(torch.ones_like(memory.slopes))
-        from_last = torch.linalg.inv(torch.where(known[..., None] > 0, memory.variance + drift, fresh))
-        from_last = from_last * known[..., None]
-        information = from_last + torch.diag_embed(from_mounting)
-        mean = (from_last @ memory.slopes[..., None])[..., 0] + from_mounting * memory.mounting
-        slopes = torch.linalg.solve(information, mean[..., None])[..., 0]
+        spread, renewed = self.log_bend.exp()
+        keep = 1 - renewed.clamp_max(0.99)  # of the bend, which is an autoregressive process
+        kept = torch.stack([torch.ones_like(keep), torch.ones_like(keep), keep])
+        drift = torch.cat([(2 * self.log_slope_drift).exp(), ((1 - keep**2) * spread**2)[None]])
+        last = kept[:, None] * memory.variance * kept + torch.diag(drift)
+        from_last = torch.linalg.inv(torch.where(known[..., None] > 0, last, torch.eye(3, device=last.device)))
+        fresh = torch.diag(torch.stack([spread * 0, spread * 0, spread**-2]))
+        from_last = torch.where(known[..., None] > 0, from_last, fresh)
+        information = from_last + torch.diag_embed(F.pad(from_mounting, (0, 1)))
+        was = torch.cat([memory.slopes, keep * memory.bend], 1)
+        mean = (from_last @ was[..., None])[..., 0] + F.pad(from_mounting * memory.mounting, (0, 1))
+        road = torch.linalg.solve(information, mean[..., None])[..., 0]
         climb, share = self.log_climb.exp()
         climb_sd = climb + share * memory.motion[:, :3].norm(dim=1)
         climb_sd = torch.where(memory.known > 0, climb_sd, climb + 2 * share)
-        return Priors(memory.motion, loose.square().reciprocal(), slopes, information, climb_sd)
+        return Priors(memory.motion, loose.square().reciprocal(), road[:, :2], road[:, 2:], information, climb_sd)
 
     def trusted_weights(self, cells: Cells, memory: Memory, trust: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Inverse variances (batch, cells) across and along: by the flow's own certainty, where a road should be.
@@ -320,7 +334,7 @@ class GeometricNet(nn.Module):
     ) -> Estimate:
         """In metres, with its covariance, and how far it can be trusted."""
         height = torch.where(memory.height > 0, memory.height, self.config.camera_height)
-        covariance = inverse8(solution.information)
+        covariance = inverse_scaled(solution.information)
         sd = torch.exp(self.log_covariance[None] + whole[:, :2].clamp(-2, 2))  # (batch, 2)
         factor = torch.cat([(sd[:, :1] * height[:, None]).expand(-1, 3), sd[:, 1:].expand(-1, 3)], 1)
         covariance = covariance[:, :6, :6] * factor[:, :, None] * factor[:, None, :]
@@ -336,9 +350,9 @@ class GeometricNet(nn.Module):
         R = se3.so3_exp(solution.motion[:, 3:])
         normal = (R.transpose(1, 2) @ road_normal(solution.slopes)[..., None])[..., 0]
         slopes = road_slopes(normal)
-        variance = inverse8(solution.information)[:, 6:, 6:]
+        variance = inverse_scaled(solution.information)[:, 6:, 6:]
         # Neighbouring frames lean alike (springs, hills): ten of them count as one.
-        spread = variance.diagonal(dim1=1, dim2=2) + (2 * self.log_slope_spread).exp()
+        spread = variance.diagonal(dim1=1, dim2=2)[:, :2] + (2 * self.log_slope_spread).exp()
         gained = 1 / (10 * spread)
         prior = torch.exp(-2 * self.log_mounting)
         precision = memory.mounting_precision * 0.998
@@ -348,6 +362,7 @@ class GeometricNet(nn.Module):
             torch.ones_like(memory.known),
             solution.motion,
             slopes,
+            solution.bend,
             variance,
             mounting,
             precision + gained,
@@ -399,7 +414,10 @@ def _select(which: Tensor, a: tuple[Estimate, State], b: tuple[Estimate, State])
     (ea, sa), (eb, sb) = a, b
     names = ("motion", "covariance", "evidence", "road_sd", "trust")
     solution = Solution(
-        *(pick(getattr(ea.solution, n), getattr(eb.solution, n)) for n in ("motion", "slopes", "information"))
+        *(
+            pick(getattr(ea.solution, n), getattr(eb.solution, n))
+            for n in ("motion", "slopes", "bend", "information")
+        )
     )
     fields = {name: pick(getattr(ea, name), getattr(eb, name)) for name in names}
     return Estimate(solution=solution, **fields), tuple(pick(x, y) for x, y in zip(sa, sb, strict=True))
@@ -443,8 +461,8 @@ def describe(cells: Cells, r: Residuals) -> Tensor:
     return torch.stack(rows, 1)
 
 
-def inverse8(information: Tensor) -> Tensor:
-    """Inverse of positive definite matrices (batch, 8, 8), scaled to a unit diagonal first."""
+def inverse_scaled(information: Tensor) -> Tensor:
+    """Inverse of positive definite matrices (batch, n, n), scaled to a unit diagonal first."""
     scale = information.diagonal(dim1=1, dim2=2).clamp_min(1e-12).rsqrt()
     scaled = information * scale[:, :, None] * scale[:, None, :]
     scaled = scaled + 1e-6 * torch.eye(information.shape[1], dtype=information.dtype, device=information.device)

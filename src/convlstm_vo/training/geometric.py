@@ -23,10 +23,12 @@ from convlstm_vo.models.cells import State
 from convlstm_vo.models.flow import FlowNet
 from convlstm_vo.models.geometric import Cells, GeometricNet, Memory, choose_cells
 from convlstm_vo.models.network import detach_state
-from convlstm_vo.models.scene import canyon_inverse_depth, cell_rays, flow_of, road_slopes
+from convlstm_vo.models.scene import canyon_inverse_depth, cell_rays, flow_of, road_inverse_depth, road_slopes
 from convlstm_vo.training.ema import WeightAverage
 from convlstm_vo.training.flow import change_light
 from convlstm_vo.training.rendered import RenderedDrive
+
+_MEAN_ROAD = 0.19  # inverse depth of the road on average, as the solver weighs it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,8 @@ class WeighConfig:
     seed: int = 0
     memory: str = "carried"
     """carried; hidden-reset: the ConvLSTM forgets at each frame; none: the priors forget too."""
+    bend: float = 0.03
+    """Standard deviation of the systematic error of the road's flow (`bent`) that drives are given."""
     weigh: bool = True
     """False: geometry alone; only its standard deviations are learned."""
 
@@ -162,6 +166,31 @@ def mirrored(drive: CellDrive) -> CellDrive:
     return CellDrive(cells, drive.motions * flip, drive.slopes * np.array([-1, 1], np.float32), drive.first * flip)
 
 
+def bent(drive: CellDrive, bend: float) -> CellDrive:
+    """The drive with the road's flow too large by a share of it where it is near, too small where it is far.
+
+    Real roads and cameras do this to an otherwise exact flow: pavements are crowned, lenses not as calibrated.
+    A network that has never seen it trusts the far road with its life.
+
+    Args:
+        bend: relative error of the flow at half the mean distance (`solver.bend_derivative`).
+    """
+    rays = torch.from_numpy(drive.cells[:, :3])
+    seen = torch.from_numpy(drive.cells[:, 3:5])
+    R_t = se3.so3_exp(torch.from_numpy(drive.motions[:, 3:])).transpose(1, 2)
+    t = torch.from_numpy(drive.motions[:, :3])
+    road = road_inverse_depth(rays, torch.from_numpy(drive.slopes))
+    turned = (R_t @ rays.flatten(2)).unflatten(2, rays.shape[2:])
+    moved = turned - road.clamp_min(0.0)[:, None] * (R_t @ t[..., None])[..., None]
+    far, near = (p[:, :2] / p[:, 2:].clamp_min(0.05) for p in (turned, moved))
+    length = (near - far).norm(dim=1)
+    on_road = (road > 0.02) & ((seen - near).norm(dim=1) < 0.15 * length + 0.001)
+    share = bend * (road / _MEAN_ROAD - 1).clamp(-1.0, 2.0) * on_road
+    cells = drive.cells.copy()
+    cells[:, 3:5] += (share[:, None] * (near - far)).numpy()
+    return dataclasses.replace(drive, cells=cells)
+
+
 # --- clips --------------------------------------------------------------------------------------------------------
 
 
@@ -184,7 +213,9 @@ def clips(drives: Sequence[CellDrive], config: WeighConfig) -> Iterator[CellClip
     def begin() -> tuple[CellDrive, int]:
         drive = drives[int(rng.integers(len(drives)))]
         start = int(rng.integers(0, max(1, len(drive) - 3 * config.frames)))
-        return (mirrored(drive) if rng.random() < 0.5 else drive), start
+        drive = mirrored(drive) if rng.random() < 0.5 else drive
+        bend = float(rng.normal(0, config.bend)) if rng.random() < 0.7 else 0.0
+        return (bent(drive, bend) if bend else drive), start
 
     while True:
         fresh = []
@@ -211,7 +242,7 @@ def as_cells(values: Tensor) -> Cells:
 
 
 def first_memory(first: Tensor) -> Tensor:
-    """Packed memory (lanes, 18) of a search's result: a motion to start from, nothing known yet."""
+    """Packed memory (lanes, 24) of a search's result: a motion to start from, nothing known yet."""
     memory = Memory.unpack(first.new_zeros((len(first), Memory.SIZE)))
     return dataclasses.replace(memory, motion=first).pack()
 
