@@ -19,7 +19,7 @@ from convlstm_vo.training.config import TrainConfig, TrainError
 from convlstm_vo.training.devices import own_lanes
 from convlstm_vo.training.losses import LossConfig
 from convlstm_vo.training.schedule import RunPlan
-from convlstm_vo.training.state import read_training_state
+from convlstm_vo.training.state import STATE_FILE, read_training_state
 from tests.small_runs import free_port, small_config, start, train_as_one_of, train_small
 from tests.trees import write_tree
 
@@ -114,9 +114,19 @@ def test_a_run_goes_on_with_another_number_of_processes(
     (checkpoints / "last").rename(tmp_path / "end_of_epoch")
     (checkpoints / "last.previous").rename(checkpoints / "last")
     assert state_of(tmp_path)["recurrent_state"] is not None
-    second(dataclasses.replace(config, resume=True), tree)
+    second(dataclasses.replace(config, resume=True, other_processes=True), tree)
     expected, found = state_of(runs[0]), state_of(tmp_path)
     torch.testing.assert_close(found["weights"], expected["weights"], rtol=1e-6, atol=1e-8)
+
+
+def test_another_number_of_processes_is_an_error_unless_asked_for(
+    tree: Path, tmp_path: Path, runs: tuple[Path, Path]
+) -> None:
+    before = (runs[1] / "checkpoints" / "last" / STATE_FILE).read_bytes()
+    config = small_config(runs[1], **OPTIONS, resume=True)
+    with pytest.raises(TrainError, match=r"last: was saved by 2 processes, this run has 1,.* --other-processes"):
+        train_with_one(config, tree)
+    assert (runs[1] / "checkpoints" / "last" / STATE_FILE).read_bytes() == before
 
 
 def test_lanes_are_dealt_out_without_overlap_or_loss() -> None:
@@ -184,7 +194,7 @@ def test_one_process_goes_on_with_what_a_spread_network_has_learnt(
 ) -> None:
     config = small_config(tmp_path / "run", **OPTIONS)
     shutil.copytree(spread, config.out)
-    train_with_one(dataclasses.replace(config, epochs=3, resume=True), tree)
+    train_with_one(dataclasses.replace(config, epochs=3, resume=True, other_processes=True), tree)
     assert state_of(config.out)["progress"]["epoch"] == 3
 
 

@@ -129,6 +129,9 @@ class TrainConfig:
     seed: int = 0
     resume: bool = False
     """Go on from the last checkpoint in --out."""
+    other_processes: bool = False
+    """With --resume: go on although another number of processes wrote the checkpoint. Data and states are dealt out
+    anew and nothing is lost, but the run is no longer bit for bit the one that was interrupted."""
     save_steps: int = 1000
     """Steps between writes of the checkpoint `last` (also written after every epoch)."""
     keep_epochs: int = 40

@@ -39,7 +39,11 @@ def run_training(config: TrainConfig) -> Path:
     if processes.is_main_process:
         write_atomically(config.out / "train.json", json.dumps(to_dict(config), indent=2) + "\n")
     try:
-        return train(config, training, validation, log)
+        best = train(config, training, validation, log)
+        if processes.num_processes > 1:
+            processes.wait_for_everyone()
+            processes.destroy_process_group()  # left to the interpreter's exit, it may abort
+        return best
     finally:
         if isinstance(training, EpochStream):
             training.close()
