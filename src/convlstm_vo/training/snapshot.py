@@ -60,8 +60,8 @@ def check_resumable(trainer: Trainer, folder: Path, state: dict[str, Any]) -> No
     before, now = len(state["random_states"]), trainer.accelerator.num_processes
     if before != now and not trainer.config.other_processes:
         raise TrainError(
-            f"{folder}: was saved by {before} process{'es' if before > 1 else ''}, this run has {now}, so it would not "
-            f"repeat to the last bit; start {before} again, or add --other-processes to go on all the same"
+            f"{folder}: was saved by {before} process{'es' if before > 1 else ''}, this run has {now}, so it will "
+            f"not repeat to the last bit; start {before} again, or add --other-processes to go on all the same"
         )
     net = OdometryNet(trainer.config.model, seed=0) if trainer.sharded else trainer.net
     load_weights(net, folder)  # names the first difference of another architecture
