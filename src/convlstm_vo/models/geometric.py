@@ -161,13 +161,14 @@ class GeometricNet(nn.Module):
             self.weigher = Weigher(config, config.image_height // 8, config.image_width // 8)
         # Standard deviations, learned as logarithms. Slopes are radians, lengths camera heights.
         self.log_flow_sd = nn.Parameter(torch.tensor([0.7, 1.2]))  # across and along; on top of the flow's own
+        self.log_common = nn.Parameter(torch.tensor([5e-5, 5e-5]).log())  # of an error that all cells have, in rays
         self.log_slope_drift = nn.Parameter(torch.tensor([0.002, 0.0015]).log())  # from one frame to the next
         self.log_slope_spread = nn.Parameter(torch.tensor([0.006, 0.006]).log())  # about the mounting
         self.log_mounting = nn.Parameter(torch.tensor([0.02, 0.02]).log())  # of mountings, before the first frame
         self.log_bend = nn.Parameter(torch.tensor([0.03, 0.1]).log())  # spread; share of it renewed in a frame
         self.log_climb = nn.Parameter(torch.tensor([0.002, 0.004]).log())  # heaving: fixed, and a share of the way
         self.log_motion = nn.Parameter(
-            torch.tensor([0.1, 0.1, 0.15, 0.01, 0.02, 0.01]).log()
+            torch.tensor([0.02, 0.02, 0.04, 0.005, 0.01, 0.005]).log()
         )  # change of the motion
         self.log_covariance = nn.Parameter(torch.zeros(2))  # calibration of translation and rotation
 
@@ -250,19 +251,18 @@ class GeometricNet(nn.Module):
         """From the flow of a frame to its motion, and the state for the next one."""
         rays, seen = cells.rays.flatten(2), cells.seen.flatten(2)
         priors = self.priors(memory)
-        across, along = self.trusted_weights(cells, memory)
         start = (memory.motion, priors.slopes, priors.bend)
         with torch.no_grad():
-            first, misfits = solve(rays, seen, across, along, priors, start, steps=3)
+            weights = self.shared(*self.trusted_weights(cells, memory))
+            first, misfits = solve(rays, seen, *weights, priors, start, steps=3)
             features = describe(cells, misfits)
         with self.half_precision(features):
             trust, whole, hidden = self.weigher(features, hidden)
         trust = trust.float().clamp(-8.0, 5.0)
         across, along = self.trusted_weights(cells, memory, trust)
-        second, misfits = solve(
-            rays, seen, across, along, priors, (first.motion, first.slopes, first.bend), steps=3
-        )
-        estimate = self.estimate(cells, second, misfits, across, along, memory, trust, whole)
+        weights = self.shared(across, along)
+        second, misfits = solve(rays, seen, *weights, priors, (first.motion, first.slopes, first.bend), steps=3)
+        estimate = self.estimate(cells, second, misfits, across, weights[1], memory, trust, whole)
         return estimate, (*hidden, self.remember(memory, second).pack())
 
     def initial_state(self, batch: int) -> State:
@@ -312,10 +312,23 @@ class GeometricNet(nn.Module):
         # The horizon is that of the mounting: one that follows the solution can run away with it, up the houses.
         height = y - memory.mounting[:, :1] * x - memory.mounting[:, 1:]
         corridor = torch.exp(-((x / height.clamp_min(0.02) / 1.2) ** 2)) * (height > 0.06)
-        if trust is None:
-            return certain * scale[0], certain * scale[1] * corridor
-        factor = trust.flatten(2).exp()
-        return certain * scale[0] * factor[:, 0], certain * scale[1] * (corridor + 0.01) * factor[:, 1]
+        across, along = certain * scale[0], certain * scale[1] * corridor
+        if trust is not None:
+            factor = trust.flatten(2).exp()
+            across, along = across * factor[:, 0], certain * scale[1] * (corridor + 0.01) * factor[:, 1]
+        return across, along
+
+    def shared(self, across: Tensor, along: Tensor) -> tuple[Tensor, Tensor]:
+        """`trusted_weights` less what cells have in common: a thousand cells do not average out all of their error.
+
+        An error that all of n cells share counts like one of n times its variance that each has for itself.
+        """
+        variances = (2 * self.log_common).exp()
+        out = []
+        for weights, variance in zip((across, along), variances, strict=True):
+            cells = weights.sum(1, True).square() / weights.square().sum(1, True).clamp_min(1e-12)
+            out.append(weights / (1 + weights * (cells * variance)))
+        return out[0], out[1]
 
     def half_precision(self, like: Tensor) -> torch.autocast:
         """bfloat16 for convolutions where it pays; coordinates, sampling and solver never leave float32."""

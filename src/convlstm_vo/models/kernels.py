@@ -328,7 +328,7 @@ def _solved(H, b, x):  # type: ignore[no-untyped-def]
         x[i] *= scale[i]
 
 
-_STILL, _LEAST_DEPTH = 2e-3, 0.05  # as in solver.py
+_STILL, _LEAST_DEPTH, _PRIOR_TOLERANCE = 2e-3, 0.05, 3.0  # as in solver.py
 
 
 @_njit
@@ -419,8 +419,10 @@ def _gauss_newton(  # type: ignore[no-untyped-def]
                 b[p] += w_along * JL[p] * off
         # Priors: the motion, the road, and that the camera stays at its height above it.
         for p in range(6):
-            H[p, p] += motion_information[p]
-            b[p] += motion_information[p] * (at[p] - prior_motion[p])
+            off = at[p] - prior_motion[p]
+            information = motion_information[p] / (1 + off * off * motion_information[p] / _PRIOR_TOLERANCE**2)
+            H[p, p] += information
+            b[p] += information * off
         for p in range(3):
             for q in range(3):
                 if q <= p:

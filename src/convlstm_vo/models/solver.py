@@ -26,6 +26,7 @@ from convlstm_vo.geometry import se3
 from convlstm_vo.models import kernels
 from convlstm_vo.models.scene import road_normal
 
+PRIOR_TOLERANCE = 3.0  # standard deviations at which the prior of the motion counts half
 _STILL = 2e-3  # displacement for a unit of inverse depth under which an epipolar line has no direction
 _LEAST_DEPTH = 0.05  # of points in the current camera, in units of their depth in the previous one
 
@@ -246,11 +247,14 @@ def _solve_scaled(H: Tensor, b: Tensor) -> Tensor:
 
 
 def _with_priors(H: Tensor, b: Tensor, at: Solution, priors: Priors) -> tuple[Tensor, Tensor]:
-    information, t = priors.motion_information, at.motion[:, :3]
+    t, off = at.motion[:, :3], at.motion - priors.motion
+    # Speed and turning change little, but for a dropped frame or a kerb: far from the prior, it fades (Cauchy).
+    surprise = off.square() * priors.motion_information / PRIOR_TOLERANCE**2
+    information = priors.motion_information / (1 + surprise.detach())
     off_road = torch.cat([at.slopes - priors.slopes, at.bend - priors.bend], 1)
     b_road = (priors.road_information @ off_road[..., None])[..., 0]
     H = H + torch.diag_embed(F.pad(information, (0, 3))) + F.pad(priors.road_information, (6, 0, 6, 0))
-    b = b + torch.cat([information * (at.motion - priors.motion), b_road], 1)
+    b = b + torch.cat([information * off, b_road], 1)
     # The camera stays at its height: normal . translation is 0 but for the springs of the car.
     normal = road_normal(at.slopes)
     climb = (normal * t).sum(1)
