@@ -398,6 +398,38 @@ def demo(argv: list[str]) -> None:
     run_demo(_parse(DemoOptions, "demo", argv))
 
 
+# --- export -----------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportOptions:
+    """Write the default network's learned flow as ONNX; the solver and the search stay in Python."""
+
+    out: Path
+    """File to write, such as flow.onnx."""
+    checkpoint: Path | None = None
+    """Checkpoint folder; by default the weights that come with the package."""
+    height: int = 192
+    """Rows of a frame, divisible by 8."""
+    width: int = 640
+    """Columns of a frame, divisible by 8."""
+
+
+def export(argv: list[str]) -> None:
+    """write the default network's learned flow as ONNX, compared with torch"""
+    options = _parse(ExportOptions, "export", argv)
+    from convlstm_vo.export import export_flow
+    from convlstm_vo.models.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint
+
+    net = load_checkpoint(options.checkpoint or DEFAULT_CHECKPOINT)
+    difference = export_flow(net, options.out, height=options.height, width=options.width)
+    if difference is None:
+        print("not compared with torch: onnxruntime is missing (pip install 'convlstm-vo[onnx]')")
+    else:
+        print(f"onnxruntime agrees with torch to {difference:.1g} px on a random pair")
+    print(f"Flow at {options.height}x{options.width}: {options.out}")
+
+
 VERBS: dict[str, Callable[[list[str]], None]] = {
     "demo": demo,
     "train": train,
@@ -408,6 +440,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "calibrate": calibrate,
     "simulate": simulate,
     "shard": shard,
+    "export": export,
 }
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Nobody ever finds half of one: a checkpoint is written into a folder beside its 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
 from convlstm_vo import config as plain
@@ -131,6 +132,11 @@ def read_config(folder: Path) -> ModelConfig:
         return ModelConfig.from_dict(header["model"], source=str(path))
     except (plain.ConfigError, ModelError) as error:
         raise CheckpointError(str(error)) from None
+
+
+def weights_sha256(net: Network) -> str:
+    """SHA-256 of a network's weights, which is that of the ``model.safetensors`` that `save_checkpoint` writes."""
+    return hashlib.sha256(save(_plain_tensors(net))).hexdigest()
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:

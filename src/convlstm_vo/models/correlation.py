@@ -63,6 +63,12 @@ def _displaced(products: Tensor, radius: int) -> Tensor:
     blocks, cells, entries = products.shape
     reach, size = _BLOCK + 2 * radius, 2 * radius + 1
     strides = (cells * entries, _BLOCK * entries + reach, entries + 1, reach, 1)
+    if torch.compiler.is_exporting():
+        # An exporter writes a view as an index of each entry of each block, more constants than there are weights.
+        # The index of one block serves them all.
+        one = torch.arange(cells * entries, device=products.device)
+        index = one.as_strided((_BLOCK, _BLOCK, size, size), strides[1:]).flatten()
+        return products.flatten(1).index_select(1, index).unflatten(1, (_BLOCK, _BLOCK, size, size))
     return products.contiguous().as_strided((blocks, _BLOCK, _BLOCK, size, size), strides)
 
 
