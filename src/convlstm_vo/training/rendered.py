@@ -7,7 +7,7 @@ import json
 import multiprocessing
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
@@ -28,7 +28,7 @@ _VERSION = 2
 
 @dataclasses.dataclass(frozen=True)
 class RenderedDrive:
-    """A drive as it lies on disk (memory-mapped).
+    """A drive as it lies on disk (memory-mapped), or in memory.
 
     Attributes:
         images: uint8 (frames, height, width).
@@ -83,30 +83,45 @@ def random_sequence(seed: int, frames: int, *, height: int, width: int) -> World
     )
 
 
+def in_memory(sequence: WorldSequence, frames: Sequence[int]) -> RenderedDrive:
+    """Some frames of a drive, rendered now and kept in memory."""
+    height, width = sequence.camera.height, sequence.camera.width
+    images = np.empty((len(frames), height, width), np.uint8)
+    shares = np.empty((len(frames), height, width), np.uint16)
+    moving = np.empty((len(frames), height, width // 8), np.uint8)
+    for k, index in enumerate(frames):
+        frame, truth = sequence.frame_and_truth(index)
+        images[k] = frame.image
+        shares[k] = np.clip(_STEPS * NEAREST_M / truth.depth + 0.5, 0, _STEPS)
+        moving[k] = np.packbits(truth.moving, axis=-1)
+    return RenderedDrive(
+        sequence.name,
+        images,
+        shares,
+        moving,
+        sequence.trajectory.T_world_camera[frames],
+        sequence.road_plane[frames],
+        sequence.camera.intrinsics,
+        sequence.mount.height_m,
+    )
+
+
 def render(folder: Path, seed: int, frames: int, height: int, width: int) -> Path:
     """Write one drive; one that is there already is left as it is."""
     path = folder / f"{seed:08d}"
     if path.exists():
         return path
-    sequence = random_sequence(seed, frames, height=height, width=width)
-    images = np.empty((frames, height, width), np.uint8)
-    shares = np.empty((frames, height, width), np.uint16)
-    moving = np.empty((frames, height, width // 8), np.uint8)
-    for i in range(frames):
-        frame, truth = sequence.frame_and_truth(i)
-        images[i] = frame.image
-        shares[i] = np.clip(_STEPS * NEAREST_M / truth.depth + 0.5, 0, _STEPS)
-        moving[i] = np.packbits(truth.moving, axis=-1)
+    drive = in_memory(random_sequence(seed, frames, height=height, width=width), range(frames))
     temporary = Path(tempfile.mkdtemp(prefix=".drive-", dir=folder))
-    np.save(temporary / "images.npy", images)
-    np.save(temporary / "shares.npy", shares)
-    np.save(temporary / "moving.npy", moving)
+    np.save(temporary / "images.npy", drive.images)
+    np.save(temporary / "shares.npy", drive.shares)
+    np.save(temporary / "moving.npy", drive.moving)
     np.savez(
         temporary / "path.npz",
-        T_world_camera=sequence.trajectory.T_world_camera,
-        road_plane=sequence.road_plane,
-        intrinsics=sequence.camera.intrinsics,
-        height_m=sequence.mount.height_m,
+        T_world_camera=drive.T_world_camera,
+        road_plane=drive.road_plane,
+        intrinsics=drive.intrinsics,
+        height_m=drive.height_m,
     )
     temporary.chmod(0o755)
     temporary.rename(path)
