@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from convlstm_vo import cli
+from convlstm_vo.geometry import se3
 from convlstm_vo.geometry.camera import Camera
 from convlstm_vo.models.checkpoint import DEFAULT_CHECKPOINT, build, load_checkpoint, save_checkpoint
 from convlstm_vo.models.config import preset
@@ -20,7 +21,14 @@ from convlstm_vo.models.geometric import GeometricNet
 from convlstm_vo.models.network import OdometryNet
 from convlstm_vo.training import finetune, geometric
 from convlstm_vo.training.config import TrainError
-from convlstm_vo.training.finetune import FinetuneOptions, cells_of_frames, open_drives, worsened
+from convlstm_vo.training.finetune import (
+    FinetuneOptions,
+    cells_of_frames,
+    motion_figures,
+    open_drives,
+    overall,
+    worsened,
+)
 from convlstm_vo.training.geometric import (
     CellClip,
     CellDrive,
@@ -66,9 +74,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def drives(tree: Path) -> list[CellDrive]:
     """Cells of two sequences of different sizes, the road of the second one known."""
-    _, found = open_drives(FinetuneOptions(tree, validate=("00", "01"), sequences=("02",)), 1.65)
-    net = loaded()
-    own, other = (cells_of_frames(net, dataclasses.replace(drive, plain=True), 0) for drive in found)
+    found, _ = open_drives(FinetuneOptions(tree, validate=("02",)), 1.65)
+    own, other = (cells_of_frames(loaded(), drive, 0) for drive in found)
     return [own, dataclasses.replace(other, slopes=np.zeros_like(other.slopes))]
 
 
@@ -89,15 +96,15 @@ def run(tree: Path, out: Path, *more: str) -> None:
 def test_fine_tunes_on_sequences_of_two_sizes(tree, tmp_path, capsys):
     run(tree, tmp_path, "--validate", "02", "--steps", "3", "--lr", "1e-5", "--camera-height", "1.5")
     shown = capsys.readouterr().out
-    assert "Validation on 02 (0 to 9)" in shown and "bias of the scale" in shown
+    assert "02 (0 to 9)" in shown and "bias of the scale, %" in shown
     before, after = load_checkpoint().state_dict(), load_checkpoint(tmp_path / "finetuned").state_dict()
     changed = {name.split(".")[0] for name, value in before.items() if not torch.equal(after[name], value)}
     assert "weigher" in changed and "log_motion" in changed and "flow" not in changed
     assert load_checkpoint(tmp_path / "finetuned").config.camera_height == 1.5
     assert "must not be shipped" in (tmp_path / "finetuned" / "NOTICE.txt").read_text()
-    figures = json.loads((tmp_path / "validation.json").read_text())
-    assert set(figures["before"]) == set(figures["after"]) >= {"shift_percent", "turn_deg", "scale_bias_percent"}
-    assert not any("tilt" in name for name in figures["before"])  # nobody knows it
+    figures = json.loads((tmp_path / "validation.json").read_text())["figures"]
+    assert list(figures) == ["02 (0 to 9)", "mean size"]
+    assert set(figures["mean size"]["after"]) == {"shift_percent", "turn_deg", "scale_bias_percent"}
 
 
 def test_a_worse_validation_is_a_warning(tree, tmp_path, capsys, monkeypatch):
@@ -105,27 +112,38 @@ def test_a_worse_validation_is_a_warning(tree, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(finetune, "cached", lambda path, make: cells.append(make()) or cells[-1])
     run(tree, tmp_path, "--sequences", "00", "--steps", "12", "--lr", "3")
     shown = capsys.readouterr()
-    assert "Validation on 00 (21 to 25)" in shown.out
+    assert "00 (21 to 25)" in shown.out
     assert "Warning: validation got worse (error of the" in shown.err and str(DEFAULT_CHECKPOINT) in shown.err
     assert json.loads((tmp_path / "validation.json").read_text())["worse"]
     load_checkpoint(tmp_path / "finetuned")
-    learned, kept = cells
-    assert len(kept) == 4 and len(learned) <= 20
+    (learned,) = cells
+    assert len(learned) <= 20
     assert np.isfinite(learned.cells).all() and np.isnan(learned.slopes).all()
 
 
 def test_what_counts_as_worse():
-    good = {"shift_percent": 1.0, "turn_deg": 0.02, "scale_bias_percent": -1.0}
+    good = {"shift_percent": 1.0, "turn_deg": 0.02, "scale_bias_percent": 1.0}
     assert worsened(good, good | {"scale_bias_percent": 0.9}) == []
     assert worsened(good, good | {"turn_deg": 0.03}) == ["error of the turn 0.0200 -> 0.0300 degrees"]
     assert len(worsened(good, dict.fromkeys(good, float("nan")))) == 3
     assert worsened(good | {"shift_percent": float("nan")}, good) == []  # nothing moves there
+    biased = {"a": good | {"scale_bias_percent": 2.0}, "b": good | {"scale_bias_percent": -1.0}}
+    assert overall(biased) == good | {"scale_bias_percent": 1.5}
+
+
+def test_figures_of_motions():
+    true = np.tile(se3.matrix_from_motion(np.array([0, 0, 2.0, 0, 0, 0])), (4, 1, 1))
+    found = np.tile(se3.matrix_from_motion(np.array([0, 0, 2.1, 0, np.radians(0.5), 0])), (4, 1, 1))
+    figures = motion_figures(found, true)
+    assert figures == pytest.approx({"shift_percent": 5, "turn_deg": 0.5, "scale_bias_percent": 5})
+    still = motion_figures(found, np.tile(np.eye(4), (4, 1, 1)))
+    assert np.isnan(still["shift_percent"]) and still["turn_deg"] == pytest.approx(0.5)
 
 
 def test_real_frames_before_and_after(shared, tmp_path, capsys):
     run(shared / "kitti", tmp_path, "--sequences", "06", "--steps", "2")
-    assert "Validation on 06 (41 to 50)" in capsys.readouterr().out
-    figures = json.loads((tmp_path / "validation.json").read_text())
+    assert "06 (41 to 50)" in capsys.readouterr().out
+    figures = json.loads((tmp_path / "validation.json").read_text())["figures"]["mean size"]
     assert figures["before"]["shift_percent"] < 4
     for name, value in figures["before"].items():
         assert figures["after"][name] == pytest.approx(value, rel=0.5, abs=0.5), name

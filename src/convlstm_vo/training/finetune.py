@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import json
 import math
+import statistics
 import sys
 import zlib
 from collections.abc import Iterable, Mapping
@@ -18,12 +20,13 @@ import torch
 import tyro
 from numpy.typing import NDArray
 
+from convlstm_vo.calibration import VehicleCalibration
 from convlstm_vo.geometry import se3
 from convlstm_vo.geometry.camera import Camera
 from convlstm_vo.geometry.files import write_atomically
 from convlstm_vo.models.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint, save_checkpoint
 from convlstm_vo.models.geometric import LEAST_EVIDENCE, GeometricNet, Memory, View
-from convlstm_vo.odometer import working_size
+from convlstm_vo.odometer import VisualOdometry, working_size
 from convlstm_vo.progress import progress
 from convlstm_vo.sequences.base import fit_image
 from convlstm_vo.sequences.kitti import KittiSequence, sequence_names
@@ -34,7 +37,6 @@ from convlstm_vo.training.geometric import (
     WeighConfig,
     cached,
     first_memory,
-    measure,
     packed_cells,
     pick_frames,
     predicted_motion,
@@ -46,11 +48,13 @@ from convlstm_vo.training.weigh_state import weights_checksum
 _PIECE = 80  # frames of a drive to learn from, as of the rendered ones
 _HELD_OUT = 0.2  # of each sequence, where none is named to validate on
 _CLIP = WeighConfig.frames
-_FIGURES = {  # of `measure`: what it is called, its unit, digits, and what is no change
+_MOVING_M = 0.1  # a frame; of less nobody knows the scale
+_FIGURES = {  # of `measure_frames`: what it is called, its unit, digits, and what is no change
     "shift_percent": ("error of the way", "%", 2, 0.02),
     "turn_deg": ("error of the turn", "degrees", 4, 0.0002),
     "scale_bias_percent": ("bias of the scale", "%", 2, 0.05),
 }
+Figures = dict[str, dict[str, float]]  # by sequence
 _NOTICE = """Fine-tuned by `convlstm-vo train-geometric --finetune` on {data}.
 These weights fall under the licence of those frames. KITTI's is CC BY-NC-SA 3.0: not for commercial use, and
 weights learned from it must not be shipped with the package, which is Apache-2.0.
@@ -109,19 +113,22 @@ class OwnDrive:
     """Frames of a sequence in their order.
 
     Attributes:
-        truth: (frames of the sequence, 4, 4), its ``T_world_camera``.
-        height_m: of the camera. plain: to measure on, as they are; otherwise some are dropped, spoilt and dimmed.
+        truth: (frames of the sequence, 4, 4), its ``T_world_camera``. height_m: of the camera.
     """
 
     sequence: KittiSequence
     frames: range
     truth: NDArray[np.float64]
     height_m: float
-    plain: bool
 
     @property
     def name(self) -> str:
         return f"{self.sequence.name}-{self.frames.start:06d}-{self.frames.stop:06d}"
+
+    @property
+    def label(self) -> str:
+        """As a report names it."""
+        return f"{self.sequence.name} ({self.frames.start} to {self.frames.stop - 1})"
 
     @property
     def camera(self) -> Camera:
@@ -138,7 +145,7 @@ class OwnDrive:
     def checksum(self, *more: object) -> int:
         """Of all that its cells follow from, images by their names and sizes."""
         images = [(path.name, path.stat().st_size) for path in (self.sequence.images[i] for i in self.frames)]
-        values = repr((images, self.camera, self.height_m, self.plain, *more)).encode()
+        values = repr((images, self.camera, self.height_m, *more)).encode()
         return zlib.crc32(values + self.truth[self.frames.start : self.frames.stop].tobytes())
 
 
@@ -168,14 +175,14 @@ def open_drives(options: FinetuneOptions, height_m: float) -> tuple[list[OwnDriv
         learned = len(sequence) - held_out
         _check_length(sequence, learned, held_out)
         for start, stop in _pieces(learned):
-            training.append(OwnDrive(sequence, range(start, stop), truth, height_m, plain=False))
+            training.append(OwnDrive(sequence, range(start, stop), truth, height_m))
         if held_out:
-            unseen.append(OwnDrive(sequence, range(learned, len(sequence)), truth, height_m, plain=True))
+            unseen.append(OwnDrive(sequence, range(learned, len(sequence)), truth, height_m))
     for name in dict.fromkeys(options.validate):
         sequence, truth = _with_truth(options, name)
         if len(sequence) < 2:
             raise TrainError(f"{sequence.root}/sequences/{name}: one frame; --validate needs 2 at least")
-        unseen.append(OwnDrive(sequence, range(len(sequence)), truth, height_m, plain=True))
+        unseen.append(OwnDrive(sequence, range(len(sequence)), truth, height_m))
     return training, unseen
 
 
@@ -210,10 +217,11 @@ def _pieces(frames: int) -> list[tuple[int, int]]:
 @torch.inference_mode()
 def cells_of_frames(net: GeometricNet, drive: OwnDrive, seed: int) -> CellDrive:
     """Measure the flow of frames as the odometer would: on top of the last true motion, and of the mounting as the
-    network has found it by then. Nobody knows the road's slopes, so they are not a number."""
+    network has found it by then. Some are dropped, spoilt and dimmed, as of rendered drives. Nobody knows slopes of
+    the road here, so they are not a number."""
     rng = np.random.Generator(np.random.PCG64([seed, zlib.crc32(drive.name.encode())]))
     frames = list(drive.frames)
-    if not drive.plain and len(picked := pick_frames(len(frames), rng)) > _CLIP:
+    if len(picked := pick_frames(len(frames), rng)) > _CLIP:
         frames = [frames[i] for i in picked]
     intrinsics = torch.tensor(drive.camera.intrinsics[None], dtype=torch.float32)
     motions: list[NDArray[np.float32]] = []
@@ -226,8 +234,7 @@ def cells_of_frames(net: GeometricNet, drive: OwnDrive, seed: int) -> CellDrive:
         guess = predicted_motion(motions, rng)
         first = guess if first is None else first
         memory = dataclasses.replace(Memory.unpack(packed), motion=torch.from_numpy(guess)[None])
-        pair = (prev, curr) if drive.plain else change_light(prev, curr, rng)
-        grey = [torch.from_numpy(np.array(image, np.float32))[None, None] for image in pair]
+        grey = [torch.from_numpy(image)[None, None] for image in change_light(prev, curr, rng)]
         cells = net.look(View(grey[0], grey[1], intrinsics), memory)
         rows.append(packed_cells(cells))
         estimate, state = net.conclude(cells, memory, hidden)
@@ -244,7 +251,7 @@ def _shown(
     """Frames with their numbers, some spoilt, one at a time: a sequence may be too long for memory."""
     for index in frames:
         image = drive.image(index)
-        yield index, spoil(image, rng) if not drive.plain and rng.random() < 0.04 else image
+        yield index, spoil(image, rng) if rng.random() < 0.04 else image
 
 
 def cache_frames(net: GeometricNet, drives: list[OwnDrive], folder: Path, seed: int) -> list[CellDrive]:
@@ -262,6 +269,58 @@ def cache_frames(net: GeometricNet, drives: list[OwnDrive], folder: Path, seed: 
     return out
 
 
+# --- validation ---------------------------------------------------------------------------------------------------
+
+
+def measure_frames(net: GeometricNet, drives: list[OwnDrive], what: str) -> Figures:
+    """What the odometer makes of frames, from a fresh state: error of the way as a share of it, mean error of the
+    turn, and how much too long the way is. Not a number where nothing moves."""
+    net = copy.deepcopy(net)  # an odometer arranges its weights in another order
+    out = {}
+    with progress(f"Validation {what}", sum(len(drive.frames) for drive in drives)) as advance:
+        for drive in drives:
+            odometer = VisualOdometry(net, drive.sequence.camera, VehicleCalibration(drive.height_m))
+            found = []
+            for index in drive.frames:
+                found.append(odometer.track(drive.sequence[index]).T_prev_curr)
+                advance(1)
+            truth = drive.truth[drive.frames.start : drive.frames.stop]
+            out[drive.label] = motion_figures(np.stack(found[1:]), se3.relative(truth[:-1], truth[1:]))
+    return out
+
+
+def motion_figures(found: NDArray[np.float64], true: NDArray[np.float64]) -> dict[str, float]:
+    """Figures of motions (frames, 4, 4) in metres."""
+    turn = se3.rotation_angle(np.swapaxes(found[:, :3, :3], 1, 2) @ true[:, :3, :3])
+    error, length, way = (np.linalg.norm(T[:, :3, 3], axis=1) for T in (found - true, found, true))
+    moving = way > _MOVING_M
+    whole = float(way[moving].sum()) or math.nan
+    return {
+        "shift_percent": 100 * float(error[moving].sum()) / whole,
+        "turn_deg": float(np.degrees(turn).mean()),
+        "scale_bias_percent": 100 * (float(length[moving].sum()) / whole - 1),
+    }
+
+
+def overall(figures: Figures) -> dict[str, float]:
+    """Mean size of each figure over sequences: biases of two signs do not cancel."""
+    out = {}
+    for key in _FIGURES:
+        known = [abs(values[key]) for values in figures.values() if not math.isnan(values[key])]
+        out[key] = statistics.fmean(known) if known else math.nan
+    return out
+
+
+def worsened(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
+    """Which figures got worse, in words; a difference that rounding hides is none."""
+    out = []
+    for key, (what, unit, digits, least) in _FIGURES.items():
+        old, new = before[key], after[key]
+        if math.isfinite(old) and not new <= old + least:
+            out.append(f"{what} {old:.{digits}f} -> {new:.{digits}f} {unit}")
+    return out
+
+
 # --- the run ------------------------------------------------------------------------------------------------------
 
 
@@ -276,14 +335,14 @@ def run_finetune(options: FinetuneOptions, out: Path, seed: int) -> Path:
         raise TrainError(f"--checkpoint {before}: would be replaced by the new weights; name another --out")
     net = _load(before, options.camera_height)
     training, unseen = open_drives(options, net.config.camera_height)
-    cells, apart = (cache_frames(net, drives, out / "cells" / "own", seed) for drives in (training, unseen))
+    cells = cache_frames(net, training, out / "cells" / "own", seed)
+    figures = [measure_frames(net, unseen, "before")]
     config = WeighConfig(steps=options.steps, lr=options.lr, warmup=min(20, options.steps), seed=seed)
-    figures = [measure(net, apart, config)]
-    train_weights(net, cells, apart, config, out)
-    figures.append(measure(net, apart, config))
+    train_weights(net, cells, [], config, out)
+    figures.append(measure_frames(net, unseen, "after"))
     notice = _NOTICE.format(data=options.data)
     save_checkpoint(after, net, extra_files={"NOTICE.txt": lambda path: write_atomically(path, notice)})
-    _report(figures, unseen, before, after, out)
+    _report(figures[0], figures[1], (before, after), out)
     return after
 
 
@@ -301,32 +360,26 @@ def _load(folder: Path, camera_height: float | None) -> GeometricNet:
     return net
 
 
-def _report(figures: list[dict[str, float]], unseen: list[OwnDrive], before: Path, after: Path, out: Path) -> None:
+def _report(before: Figures, after: Figures, folders: tuple[Path, Path], out: Path) -> None:
     """Figures before and after on the terminal and in ``out/validation.json``; a warning where they are worse."""
-    shown = ", ".join(f"{d.sequence.name} ({d.frames.start} to {d.frames.stop - 1})" for d in unseen)
-    print(f"Validation on {shown}:")
-    print(f"  {'':24} {'before':>9} {'after':>9}")
-    for key, (what, unit, digits, _) in _FIGURES.items():
-        old, new = (f"{values[key]:.{digits}f}" for values in figures)
-        print(f"  {f'{what}, {unit}':24} {old:>9} {new:>9}")
-    worse = worsened(*figures)
-    kept = [{key: value for key, value in values.items() if math.isfinite(value)} for values in figures]
-    content = {"frames": shown, "before": kept[0], "after": kept[1], "worse": worse}
-    content |= {"checkpoint before": str(before), "checkpoint after": str(after)}
-    write_atomically(out / "validation.json", json.dumps(content, indent=2) + "\n")
+    means = overall(before), overall(after)
+    rows = {**{name: (before[name], after[name]) for name in before}, "mean size": means}
+    print(f"{'Validation':24}" + "".join(f"{f'{what}, {unit}':>28}" for what, unit, _, _ in _FIGURES.values()))
+    for name, (old, new) in rows.items():
+        pairs = [f"{old[key]:.{digits}f} -> {new[key]:.{digits}f}" for key, (_, _, digits, _) in _FIGURES.items()]
+        print(f"{name:24}" + "".join(f"{pair:>28}" for pair in pairs))
+    worse = worsened(*means)
+    content = {name: {"before": _finite(old), "after": _finite(new)} for name, (old, new) in rows.items()}
+    checkpoints = dict(zip(("before", "after"), map(str, folders), strict=True))
+    report = {"figures": content, "worse": worse, "checkpoints": checkpoints}
+    write_atomically(out / "validation.json", json.dumps(report, indent=2) + "\n")
     if worse:
         print(
-            f"Warning: validation got worse ({'; '.join(worse)}). The weights before are in {before}, the new ones "
-            f"in {after}; try a smaller --lr, fewer --steps or more --sequences, in another --out",
+            f"Warning: validation got worse ({'; '.join(worse)}). The weights before are in {folders[0]}, the new "
+            f"ones in {folders[1]}; try a smaller --lr, fewer --steps or more --sequences, in another --out",
             file=sys.stderr,
         )
 
 
-def worsened(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
-    """Which figures got worse, in words; a difference that rounding hides is none."""
-    out = []
-    for key, (what, unit, digits, least) in _FIGURES.items():
-        old, new = before[key], after[key]
-        if math.isfinite(old) and not abs(new) <= abs(old) + least:
-            out.append(f"{what} {old:.{digits}f} -> {new:.{digits}f} {unit}")
-    return out
+def _finite(values: Mapping[str, float]) -> dict[str, float]:
+    return {key: value for key, value in values.items() if math.isfinite(value)}
