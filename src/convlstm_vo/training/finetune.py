@@ -80,9 +80,9 @@ class FinetuneOptions:
     """Metres of the camera above the road; by default that of the checkpoint, 1.65 (KITTI)."""
     camera: Literal[0, 1, 2, 3] = 0
     """Which image folder."""
-    steps: int = 300
+    steps: int = 200
     """Updates, of 64 frames each."""
-    lr: float = 3e-4
+    lr: float = 1e-4
     """Peak learning rate; the package's weights were learned with 2e-3."""
 
     def __post_init__(self) -> None:
