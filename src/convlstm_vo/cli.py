@@ -154,7 +154,7 @@ def shard(argv: list[str]) -> None:
 
 
 def train_geometric(argv: list[str]) -> None:
-    """train the default network from nothing: render streets, flow, weights; continues what was interrupted"""
+    """train the default network from nothing: render streets, flow, weights; or --finetune it on your own frames"""
     _restart_with_environment()
     from convlstm_vo.training.pipeline import GeometricOptions, run_geometric
 

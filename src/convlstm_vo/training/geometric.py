@@ -10,8 +10,11 @@ import dataclasses
 import json
 import math
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from convlstm_vo.geometry import se3
+from convlstm_vo.geometry.files import replacing
 from convlstm_vo.models.cells import State
 from convlstm_vo.models.flow import FlowNet
 from convlstm_vo.models.geometric import Cells, GeometricNet, Memory, choose_cells
@@ -27,6 +31,7 @@ from convlstm_vo.models.scene import canyon_inverse_depth, cell_rays, flow_of, r
 from convlstm_vo.training.ema import WeightAverage
 from convlstm_vo.training.flow import change_light
 from convlstm_vo.training.rendered import RenderedDrive
+from convlstm_vo.training.weigh_state import StateFile, forget_rows_after, trained_part, weights_checksum
 
 _MEAN_ROAD = 0.19  # inverse depth of the road on average, as the solver weighs it
 
@@ -43,6 +48,8 @@ class WeighConfig:
     """Frames through which gradients reach back; the state is carried on to the end of a drive."""
     lr: float = 2e-3
     """Peak learning rate of AdamW; it falls to zero along a cosine."""
+    warmup: int = 100
+    """Updates over which the learning rate rises from zero."""
     seed: int = 0
     memory: str = "carried"
     """carried; hidden-reset: the ConvLSTM forgets at each frame; none: the priors forget too."""
@@ -50,6 +57,8 @@ class WeighConfig:
     """Standard deviation of the systematic error of the road's flow (`bent`) that drives are given."""
     weigh: bool = True
     """False: geometry alone; only its standard deviations are learned."""
+    save_steps: int = 25
+    """Updates between writes of the state from which an interrupted run goes on (20 ms each)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +66,8 @@ class CellDrive:
     """A drive as its cells: float32 (frames, 7, rows, columns) (rays, seen, sigma, texture), and the truth.
 
     Attributes:
-        motions: (frames, 6) true motions in camera heights. slopes: (frames, 2) of the road in the previous frame.
+        motions: (frames, 6) true motions in camera heights.
+        slopes: (frames, 2) of the road in the previous frame; not a number where nobody knows them (real frames).
         first: (6,) the motion that a search at the first frame finds.
     """
 
@@ -120,39 +130,51 @@ def cells_of(net: FlowNet, drive: RenderedDrive, seed: int, *, plain: bool = Fal
         slopes.append(
             road_slopes(torch.tensor(drive.road_plane[frames[k], None, :3])).numpy()[0].astype(np.float32)
         )
-        guess = (
-            motions[-2].copy() if k else motions[-1] + rng.normal(0, 1, 6) * [0.02, 0.01, 0.1, 0.005, 0.01, 0.005]
-        )
-        guess = guess + rng.normal(0, 1, 6) * [0.003, 0.003, 0.01, 0.0005, 0.0005, 0.0005]
-        first = guess.astype(np.float32) if first is None else first
+        guess = predicted_motion(motions, rng)
+        first = guess if first is None else first
         noise = 0.015 if k == 0 or rng.random() < 0.1 else 0.003
         tilted = torch.from_numpy(slopes[-1] + rng.normal(0, noise, 2).astype(np.float32))[None]
-        motion = torch.from_numpy(guess.astype(np.float32))[None]
+        motion = torch.from_numpy(guess)[None]
         predicted = flow_of(rays, canyon_inverse_depth(rays, tilted), motion, intrinsics).clamp(-1000, 1000)
         pair = (images[k], images[k + 1]) if plain else change_light(images[k], images[k + 1], rng)
         prev, curr = (torch.from_numpy(np.array(image, np.float32))[None, None] for image in pair)
         with torch.autocast("cpu", torch.bfloat16):
             field = net(prev, curr, predicted)
-        cells = choose_cells(rays, field, intrinsics, prev)
-        rows.append(torch.cat([cells.rays, cells.seen, cells.sigma[:, None], cells.texture[:, None]], 1)[0].numpy())
+        rows.append(packed_cells(choose_cells(rays, field, intrinsics, prev)))
     assert first is not None
     return CellDrive(np.stack(rows), np.stack(motions), np.stack(slopes), first)
+
+
+def predicted_motion(motions: Sequence[NDArray[np.float32]], rng: np.random.Generator) -> NDArray[np.float32]:
+    """What is taken for the last of some true motions before it is measured: the one before it, or, of a first
+    one, what a search finds."""
+    found = 0.0 if len(motions) > 1 else rng.normal(0, 1, 6) * [0.02, 0.01, 0.1, 0.005, 0.01, 0.005]
+    guess = motions[max(len(motions) - 2, 0)] + found
+    return (guess + rng.normal(0, 1, 6) * [0.003, 0.003, 0.01, 0.0005, 0.0005, 0.0005]).astype(np.float32)
+
+
+def packed_cells(cells: Cells) -> NDArray[np.float32]:
+    """Cells of one frame as a drive keeps them: (7, rows, columns)."""
+    packed = torch.cat([cells.rays, cells.seen, cells.sigma[:, None], cells.texture[:, None]], 1)
+    return packed[0].numpy()
+
+
+def cached(path: Path, make: Callable[[], CellDrive]) -> CellDrive:
+    """A drive from the file where an earlier run has left it; made and left there where none has."""
+    if not path.exists():
+        done = make()
+        with replacing(path) as temporary:
+            np.savez(temporary, **{f.name: getattr(done, f.name) for f in dataclasses.fields(CellDrive)})
+    with np.load(path) as values:
+        return CellDrive(**dict(values))
 
 
 def cache_cells(net: FlowNet, drives: Sequence[RenderedDrive], folder: Path, seed: int, *, plain: bool = False,
                 advance: Callable[[int], None] = lambda count: None) -> list[CellDrive]:  # fmt: skip
     """`cells_of` all drives, from files where an earlier run has left them."""
-    folder.mkdir(parents=True, exist_ok=True)
     out = []
     for drive in drives:
-        path = folder / f"{drive.name}.npz"
-        if not path.exists():
-            done = cells_of(net, drive, seed, plain=plain)
-            temporary = folder / f".{drive.name}.npz"
-            np.savez(temporary, **{f.name: getattr(done, f.name) for f in dataclasses.fields(CellDrive)})
-            temporary.replace(path)
-        with np.load(path) as values:
-            out.append(CellDrive(**dict(values)))
+        out.append(cached(folder / f"{drive.name}.npz", partial(cells_of, net, drive, seed, plain=plain)))
         advance(1)
     return out
 
@@ -170,7 +192,8 @@ def bent(drive: CellDrive, bend: float) -> CellDrive:
     """The drive with the road's flow too large by a share of it where it is near, too small where it is far.
 
     Real roads and cameras do this to an otherwise exact flow: pavements are crowned, lenses not as calibrated.
-    A network that has never seen it trusts the far road with its life.
+    A network that has never seen it trusts the far road with its life. Frames whose road is unknown stay as they
+    are: real ones, which have such errors of their own.
 
     Args:
         bend: relative error of the flow at half the mean distance (`solver.bend_derivative`).
@@ -185,9 +208,10 @@ def bent(drive: CellDrive, bend: float) -> CellDrive:
     far, near = (p[:, :2] / p[:, 2:].clamp_min(0.05) for p in (turned, moved))
     length = (near - far).norm(dim=1)
     on_road = (road > 0.02) & ((seen - near).norm(dim=1) < 0.15 * length + 0.001)
-    share = bend * (road / _MEAN_ROAD - 1).clamp(-1.0, 2.0) * on_road
+    share = bend * (road / _MEAN_ROAD - 1).clamp(-1.0, 2.0)
+    moved = torch.where(on_road[:, None], share[:, None] * (near - far), 0.0)
     cells = drive.cells.copy()
-    cells[:, 3:5] += (share[:, None] * (near - far)).numpy()
+    cells[:, 3:5] += moved.numpy()
     return dataclasses.replace(drive, cells=cells)
 
 
@@ -196,44 +220,93 @@ def bent(drive: CellDrive, bend: float) -> CellDrive:
 
 @dataclasses.dataclass
 class CellClip:
-    """Frames of several drives: cells (lanes, frames, 7, rows, columns) and truth; ``fresh`` where one begins."""
+    """Frames of several drives: cells (lanes, frames, 7, rows, columns) and truth; ``fresh`` where one begins.
+
+    ``group`` is the number of the lanes that it belongs to, of which each group has a state of its own.
+    """
 
     cells: Tensor
     motions: Tensor
     slopes: Tensor
     first: Tensor
     fresh: Tensor
+    group: int = 0
 
 
-def clips(drives: Sequence[CellDrive], config: WeighConfig) -> Iterator[CellClip]:
-    """Endless clips; each lane walks through a drive from a random start, then through another one."""
-    rng = np.random.Generator(np.random.PCG64([config.seed, 5]))
-    lanes: list[tuple[CellDrive, int]] = []
+@dataclasses.dataclass
+class Lane:
+    """A walk through a drive: as it is shown, the next frame, and what made it (number, mirrored, bend)."""
 
-    def begin() -> tuple[CellDrive, int]:
-        drive = drives[int(rng.integers(len(drives)))]
-        start = int(rng.integers(0, max(1, len(drive) - 3 * config.frames)))
-        drive = mirrored(drive) if rng.random() < 0.5 else drive
-        bend = float(rng.normal(0, config.bend)) if rng.random() < 0.7 else 0.0
-        return (bent(drive, bend) if bend else drive), start
+    drive: CellDrive
+    at: int
+    source: tuple[int, bool, float]
 
-    while True:
-        fresh = []
-        for lane in range(config.lanes):
-            new = len(lanes) <= lane or lanes[lane][1] + config.frames > len(lanes[lane][0])
+
+class Clips:
+    """Endless clips; each lane walks through a drive from a random start, then through another one.
+
+    Lanes of a batch have one size of grid. Drives of other sizes are groups with lanes of their own; each clip
+    belongs to one group, to larger ones more often.
+
+    Args:
+        drives: of at least ``config.frames`` frames each.
+    """
+
+    def __init__(self, drives: Sequence[CellDrive], config: WeighConfig) -> None:
+        self._drives, self._config = drives, config
+        self._rng = np.random.Generator(np.random.PCG64([config.seed, 5]))
+        sizes = [drive.cells.shape[2:] for drive in drives]
+        self.groups = [[i for i, own in enumerate(sizes) if own == size] for size in dict.fromkeys(sizes)]
+        self._lanes: list[list[Lane]] = [[] for _ in self.groups]
+
+    def __iter__(self) -> Iterator[CellClip]:
+        return self
+
+    def __next__(self) -> CellClip:
+        frames, group = self._config.frames, self._pick_group()
+        lanes, fresh = self._lanes[group], []
+        for number in range(self._config.lanes):
+            new = len(lanes) <= number or lanes[number].at + frames > len(lanes[number].drive)
             if new:
-                lanes[lane : lane + 1] = [begin()]
+                lanes[number : number + 1] = [self._begin(self.groups[group])]
             fresh.append(new)
-        parts = [(drive, slice(at, at + config.frames)) for drive, at in lanes]
-        first = np.stack([
-            drive.first if part.start == 0 else drive.motions[part.start - 1] for drive, part in parts
-        ])  # fmt: skip
+        first = np.stack([lane.drive.motions[lane.at - 1] if lane.at else lane.drive.first for lane in lanes])
         cells, motions, slopes = (
-            torch.from_numpy(np.stack([getattr(drive, name)[part] for drive, part in parts]))
+            torch.from_numpy(np.stack([getattr(lane.drive, name)[lane.at : lane.at + frames] for lane in lanes]))
             for name in ("cells", "motions", "slopes")
         )
-        yield CellClip(cells, motions, slopes, torch.from_numpy(first), torch.tensor(fresh))
-        lanes = [(drive, at + config.frames) for drive, at in lanes]
+        for lane in lanes:
+            lane.at += frames
+        return CellClip(cells, motions, slopes, torch.from_numpy(first), torch.tensor(fresh), group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it stands, in plain values."""
+        lanes = [[(*lane.source, lane.at) for lane in lanes] for lanes in self._lanes]
+        return {"rng": self._rng.bit_generator.state, "lanes": lanes}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where another one stood, over the same drives."""
+        self._rng.bit_generator.state = state["rng"]
+        self._lanes = [
+            [Lane(self._shown(*source), at, source) for *source, at in lanes] for lanes in state["lanes"]
+        ]
+
+    def _pick_group(self) -> int:
+        if len(self.groups) == 1:
+            return 0
+        frames = np.array([sum(len(self._drives[i]) for i in group) for group in self.groups], float)
+        return int(self._rng.choice(len(self.groups), p=frames / frames.sum()))
+
+    def _begin(self, group: list[int]) -> Lane:
+        number = group[int(self._rng.integers(len(group)))]
+        start = int(self._rng.integers(0, max(1, len(self._drives[number]) - 3 * self._config.frames)))
+        mirror = bool(self._rng.random() < 0.5)
+        bend = float(self._rng.normal(0, self._config.bend)) if self._rng.random() < 0.7 else 0.0
+        return Lane(self._shown(number, mirror, bend), start, (number, mirror, bend))
+
+    def _shown(self, number: int, mirror: bool, bend: float) -> CellDrive:
+        drive = mirrored(self._drives[number]) if mirror else self._drives[number]
+        return bent(drive, bend) if bend else drive
 
 
 def as_cells(values: Tensor) -> Cells:
@@ -286,15 +359,18 @@ def follow(
 
 
 def weigh_loss(outcome: Outcome, clip: CellClip, camera_height: float) -> Tensor:
-    """Errors of motions over one, four and eight frames, of the road, and the covariance's likelihood."""
+    """Errors of motions over one, four and eight frames, of the road where it is known, and the covariance's
+    likelihood."""
     loss = motion_error(outcome.motions, clip.motions)
     for steps in (4, 8):
         if steps <= clip.motions.shape[1]:
             loss = loss + motion_error(
                 _composed(outcome.motions, steps), _composed(clip.motions, steps)
             ) / math.sqrt(steps)
-    slopes = ((outcome.slopes - clip.slopes) / 0.003).square().sum(-1)
-    loss = loss + 0.2 * torch.log1p(slopes).mean()
+    known = torch.isfinite(clip.slopes).all(-1)
+    if bool(known.any()):
+        slopes = ((outcome.slopes[known] - clip.slopes[known]) / 0.003).square().sum(-1)
+        loss = loss + 0.2 * torch.log1p(slopes).sum() / known.numel()
     error = (outcome.motions - clip.motions).detach()
     error = torch.cat([error[..., :3] * camera_height, error[..., 3:]], -1)
     return loss + 0.1 * likelihood(error, outcome.covariances)
@@ -325,47 +401,121 @@ def _composed(motions: Tensor, steps: int) -> Tensor:
 
 def train_weights(net: GeometricNet, drives: Sequence[CellDrive], unseen: Sequence[CellDrive], config: WeighConfig,
                   out: Path) -> None:  # fmt: skip
-    """Train everything but the flow, in place; an interrupted run in ``out`` is continued."""
-    out.mkdir(parents=True, exist_ok=True)
-    net.train()
-    net.mixed = True
-    parameters = [p for name, p in net.named_parameters() if name.startswith("log_") or
-                  (config.weigh and name.startswith("weigher."))]  # fmt: skip
-    optimizer = torch.optim.AdamW(parameters, config.lr, weight_decay=1e-4)
-    average, state, began, losses = WeightAverage(net, 0.995), None, time.perf_counter(), []
-    for step, clip in enumerate(clips(drives, config)):
-        if step >= config.steps:
-            break
-        warm, fall = min(1.0, (step + 1) / 100), 0.5 * (1 + math.cos(math.pi * step / config.steps))
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr * warm * fall
-        outcome, state = follow(net, clip, state, config)
-        loss = weigh_loss(outcome, clip, net.config.camera_height)
-        optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        if torch.isfinite(norm):
-            optimizer.step()
-        state = detach_state(state) if state is not None and bool(torch.isfinite(loss)) else None
-        average.update(net)
-        losses.append(loss.item())
-        if (step + 1) % 50 == 0:
+    """Train everything but the flow, in place; an interrupted run in ``out`` is continued, to the same weights.
+
+    Args:
+        unseen: drives to measure on every 500 updates; none: nothing is measured.
+
+    Raises:
+        TrainError: ``out`` holds a run of other settings, weights or drives, or a damaged state.
+    """
+    run = WeighRun(net, drives, config, out)
+    began, start = time.perf_counter(), run.step
+    while run.step < config.steps:
+        run.update()
+        if run.step % 50 == 0:
             seconds = time.perf_counter() - began
-            row = {"step": step + 1, "loss": sum(losses) / len(losses), "seconds": seconds,
-                   "frames_per_s": (step + 1) * config.lanes * config.frames / seconds}  # fmt: skip
-            losses = []
-            if (step + 1) % 500 == 0:
-                with average.applied_to(net):
-                    row |= measure(net, unseen, config)
+            frames = (run.step - start) * config.lanes * config.frames
+            row = {"step": run.step, "loss": sum(run.losses) / len(run.losses), "seconds": seconds,
+                   "frames_per_s": frames / seconds}  # fmt: skip
+            run.losses.clear()
+            if run.step % 500 == 0 and unseen:
+                with run.average.applied_to(net):
+                    row |= {k: v for k, v in measure(net, unseen, config).items() if math.isfinite(v)}
             with (out / "weights.jsonl").open("a") as log:
                 log.write(json.dumps(row) + "\n")
             print(row, flush=True)
-    net.load_state_dict(average.average)
+        if run.step % config.save_steps == 0 or run.step == config.steps:
+            run.save()
+    net.load_state_dict(run.average.average)
+
+
+def run_settings(net: GeometricNet, drives: Sequence[CellDrive], config: WeighConfig) -> dict[str, Any]:
+    """All that a run's weights follow from: options, the network and its first weights, the truth to learn."""
+    truth = 0
+    for drive in drives:
+        truth = zlib.crc32(f"{drive.cells.shape}".encode() + drive.motions.tobytes(), truth)
+    options = dataclasses.asdict(config) | net.config.to_dict()
+    del options["save_steps"]
+    return options | {"first weights": weights_checksum(net.state_dict()), "drives": truth}
+
+
+class WeighRun:
+    """A run of `train_weights`: all that changes from one update to the next, and its file ``out/weights-last.pt``.
+
+    Raises:
+        TrainError: see `train_weights`.
+    """
+
+    def __init__(self, net: GeometricNet, drives: Sequence[CellDrive], config: WeighConfig, out: Path) -> None:
+        self.net, self.config = net, config
+        self._file = StateFile(out / "weights-last.pt", run_settings(net, drives, config))
+        torch.manual_seed(config.seed)
+        net.train()
+        net.mixed = True
+        self._parameters = [p for name, p in net.named_parameters() if name.startswith("log_") or
+                            (config.weigh and name.startswith("weigher."))]  # fmt: skip
+        self.optimizer = torch.optim.AdamW(self._parameters, config.lr, weight_decay=1e-4)
+        self.average, self.clips = WeightAverage(net, 0.995), Clips(drives, config)
+        self.carried: list[State | None] = [None] * len(self.clips.groups)  # of each group's lanes
+        self.step, self.losses = 0, list[float]()
+        self._load()
+        forget_rows_after(out / "weights.jsonl", self.step)
+
+    def update(self) -> None:
+        """One step down the gradient."""
+        config, clip = self.config, next(self.clips)
+        warm = min(1.0, (self.step + 1) / max(1, config.warmup))
+        fall = 0.5 * (1 + math.cos(math.pi * self.step / config.steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.lr * warm * fall
+        outcome, state = follow(self.net, clip, self.carried[clip.group], config)
+        loss = weigh_loss(outcome, clip, self.net.config.camera_height)
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, 1.0)
+        if torch.isfinite(norm):
+            self.optimizer.step()
+        whole = state is not None and bool(torch.isfinite(loss))
+        self.carried[clip.group] = detach_state(state) if state is not None and whole else None
+        self.average.update(self.net)
+        self.losses.append(loss.item())
+        self.step += 1
+
+    def save(self) -> None:
+        """Write all of it aside, and rename."""
+        average = self.average.state_dict()
+        self._file.write({
+            "step": self.step,
+            "losses": self.losses,
+            "net": trained_part(self.net.state_dict()),
+            "average": average | {"average": trained_part(average["average"])},
+            "optimizer": self.optimizer.state_dict(),
+            "clips": self.clips.state_dict(),
+            "carried": self.carried,
+            "rng": torch.get_rng_state(),  # of cells that drop out
+        })  # fmt: skip
+
+    def _load(self) -> None:
+        saved = self._file.read()
+        if saved is None:
+            return
+        self.step, self.losses, self.carried = saved["step"], saved["losses"], saved["carried"]
+        whole = self.net.state_dict()
+        self.net.load_state_dict(whole | saved["net"])
+        saved["average"]["average"] = self.average.average | saved["average"]["average"]
+        self.average.load_state_dict(saved["average"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.clips.load_state_dict(saved["clips"])
+        torch.set_rng_state(saved["rng"])
 
 
 @torch.no_grad()
 def measure(net: GeometricNet, drives: Sequence[CellDrive], config: WeighConfig) -> dict[str, float]:
-    """Median errors on whole drives: of the motion, the scale, the tilt; calibration of the covariance."""
+    """Median errors on whole drives: of the motion, the scale, the tilt; calibration of the covariance.
+
+    What cannot be measured is not a number: the tilt on unknown roads, shift and scale where nothing moves.
+    """
     net.eval()
     shifts, turns, tilts, scales, scaled, weighs = [], [], [], [], [], []
     for drive in drives:
@@ -379,7 +529,8 @@ def measure(net: GeometricNet, drives: Sequence[CellDrive], config: WeighConfig)
             (found[moving, :3].norm(dim=1).sum() / true[moving, :3].norm(dim=1).sum().clamp_min(1e-6))[None]
         )
         turns.append((found - true)[:, 3:].norm(dim=1).rad2deg())
-        tilts.append((outcome.slopes[0] - clip.slopes[0])[:, 1].rad2deg())
+        tilt = (outcome.slopes[0] - clip.slopes[0])[:, 1].rad2deg()
+        tilts.append(tilt[torch.isfinite(clip.slopes[0, :, 1])])
         error = torch.cat([(found - true)[:, :3] * net.config.camera_height, (found - true)[:, 3:]], 1)
         factor = torch.linalg.cholesky_ex(outcome.covariances[0] + 1e-12 * torch.eye(6))[0]
         scaled.append(torch.linalg.solve_triangular(factor, error[..., None], upper=False).square().mean((1, 2)))
@@ -394,6 +545,6 @@ def measure(net: GeometricNet, drives: Sequence[CellDrive], config: WeighConfig)
         "tilt_bias_deg": torch.cat(tilts).mean().item(),
         "tilt_deg": torch.cat(tilts).abs().median().item(),
         "scale_bias_percent": 100 * bias.mean().item(),
-        "scale_spread_percent": 100 * bias.std().item(),
+        "scale_spread_percent": 100 * bias.std().item() if len(bias) > 1 else math.nan,
         "chi": torch.cat(scaled).median().item(),
     }

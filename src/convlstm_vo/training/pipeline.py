@@ -5,24 +5,29 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import tyro
 
 from convlstm_vo.models.checkpoint import build, save_checkpoint
 from convlstm_vo.models.config import preset
 from convlstm_vo.models.geometric import GeometricNet
 from convlstm_vo.progress import progress
 from convlstm_vo.training.config import TrainError
+from convlstm_vo.training.finetune import FinetuneOptions, run_finetune
 from convlstm_vo.training.flow import FlowConfig, train_flow
 from convlstm_vo.training.geometric import WeighConfig, cache_cells, train_weights
 from convlstm_vo.training.rendered import RenderedDrive, open_drive, render_drives
 
 _UNSEEN_SEED, _SEED = 9_000_000, 2_000_000  # far from the streets of `simulate` and from each other
+_OF_BOTH = ("out", "seed", "threads", "finetune")  # options; the others are for training from nothing
 
 
 @dataclasses.dataclass(frozen=True)
 class GeometricOptions:
-    """Train the default network; started again, it goes on where it was stopped."""
+    """Train the default network from nothing, or fine-tune it on your own frames (--finetune DATA); started again,
+    it goes on where it was stopped."""
 
     out: Path = Path("runs/geometric")
     """Folder for drives (6 GB), logs and the checkpoint."""
@@ -46,11 +51,18 @@ class GeometricOptions:
     """Columns of a frame."""
     threads: int = 1
     """Of torch; one is as fast as two for networks this small, and leaves a core to others."""
+    finetune: Annotated[FinetuneOptions, tyro.conf.arg(name="")] = dataclasses.field(
+        default_factory=FinetuneOptions
+    )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name not in ("out", "seed") and value < 1:
+            if self.finetune.data and field.name not in _OF_BOTH and value != field.default:
+                raise TrainError(
+                    f"--{field.name.replace('_', '-')}: is for training from nothing; leave it out with --finetune"
+                )
+            if field.name not in ("out", "seed", "finetune") and value < 1:
                 raise TrainError(f"--{field.name.replace('_', '-')} {value}: must be at least 1")
         if self.height % 8 or self.width % 8:
             raise TrainError(f"--height {self.height} --width {self.width}: must be divisible by 8")
@@ -59,6 +71,8 @@ class GeometricOptions:
 def run_geometric(options: GeometricOptions) -> Path:
     """All stages; the folder of the checkpoint."""
     torch.set_num_threads(options.threads)
+    if options.finetune.data is not None:
+        return run_finetune(options.finetune, options.out, options.seed)
     drives = _drives(options, "train", _SEED, options.drives)
     unseen = _drives(options, "unseen", _UNSEEN_SEED, options.unseen)
     flow = train_flow(FlowConfig(steps=options.flow_steps, seed=options.seed), drives, unseen, options.out)
