@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from benchmarks.zero_shot import CLIPS
-from benchmarks.zero_shot import measure as measure_trajectories
+from zero_shot import CLIPS
+from zero_shot import measure as measure_trajectories
 
 from convlstm_vo.models.cells import State
 from convlstm_vo.models.checkpoint import load_checkpoint

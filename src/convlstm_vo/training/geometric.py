@@ -9,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import multiprocessing
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from convlstm_vo.models.network import detach_state
 from convlstm_vo.models.scene import canyon_inverse_depth, cell_rays, flow_of, road_inverse_depth, road_slopes
 from convlstm_vo.training.ema import WeightAverage
 from convlstm_vo.training.flow import change_light
-from convlstm_vo.training.rendered import RenderedDrive
+from convlstm_vo.training.rendered import RenderedDrive, open_drive
 from convlstm_vo.training.weigh_state import StateFile, forget_rows_after, trained_part, weights_checksum
 
 _MEAN_ROAD = 0.19  # inverse depth of the road on average, as the solver weighs it
@@ -169,14 +170,41 @@ def cached(path: Path, make: Callable[[], CellDrive]) -> CellDrive:
         return CellDrive(**dict(values))
 
 
-def cache_cells(net: FlowNet, drives: Sequence[RenderedDrive], folder: Path, seed: int, *, plain: bool = False,
-                advance: Callable[[int], None] = lambda count: None) -> list[CellDrive]:  # fmt: skip
-    """`cells_of` all drives, from files where an earlier run has left them."""
+def cache_cells(
+    net: FlowNet,
+    drives: Sequence[RenderedDrive],
+    folder: Path,
+    seed: int,
+    *,
+    plain: bool = False,
+    workers: int = 1,
+    advance: Callable[[int], None] = lambda count: None,
+) -> list[CellDrive]:
+    """`cells_of` all drives, in parallel, from files where an earlier run has left them."""
+    jobs = [(net, drive.folder or drive, folder, seed, plain) for drive in drives]
+    if workers > 1:
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+            for done in as_completed([pool.submit(_cache_one, *job) for job in jobs]):
+                done.result()
+                advance(1)
     out = []
-    for drive in drives:
-        out.append(cached(folder / f"{drive.name}.npz", partial(cells_of, net, drive, seed, plain=plain)))
-        advance(1)
+    for job in jobs:
+        out.append(_cache_one(*job))  # what other processes have made is read
+        advance(int(workers == 1))
     return out
+
+
+def _cache_one(net: FlowNet, drive: Path | RenderedDrive, folder: Path, seed: int, plain: bool) -> CellDrive:
+    """The cells of one drive (another process is only told where it lies), measured on one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return cached(
+            folder / f"{drive.name}.npz",
+            lambda: cells_of(net, open_drive(drive) if isinstance(drive, Path) else drive, seed, plain=plain),
+        )
+    finally:
+        torch.set_num_threads(before)
 
 
 def mirrored(drive: CellDrive) -> CellDrive:

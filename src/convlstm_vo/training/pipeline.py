@@ -37,11 +37,11 @@ class GeometricOptions:
     """Rendered drives to measure on."""
     frames: int = 80
     """Frames of each drive."""
-    flow_steps: int = 4500
+    flow_steps: int = 10000
     """Updates of the flow network."""
-    weigh_drives: int = 110
+    weigh_drives: int = 180
     """Drives whose flow is cached, for the weights."""
-    weigh_steps: int = 1200
+    weigh_steps: int = 2200
     """Updates of the weights."""
     seed: int = 0
     """Of the networks; the streets are always the same."""
@@ -82,10 +82,10 @@ def run_geometric(options: GeometricOptions) -> Path:
     assert isinstance(net, GeometricNet)
     net.flow.load_state_dict(flow.state_dict())
     net.flow.requires_grad_(False)
-    chosen, measured = drives[: options.weigh_drives], unseen[: max(1, len(unseen) // 2)]
-    with progress("Flow of drives", len(chosen) + len(measured)) as advance:
-        cells = cache_cells(flow, chosen, options.out / "cells" / "train", 0, advance=advance)
-        apart = cache_cells(flow, measured, options.out / "cells" / "unseen", 0, plain=True, advance=advance)
+    chosen, folder, workers = drives[: options.weigh_drives], options.out / "cells", os.cpu_count() or 1
+    with progress("Flow of drives", len(chosen) + len(unseen)) as advance:
+        cells = cache_cells(flow, chosen, folder / "train", 0, workers=workers, advance=advance)
+        apart = cache_cells(flow, unseen, folder / "unseen", 0, plain=True, workers=workers, advance=advance)
     train_weights(net, cells, apart, WeighConfig(steps=options.weigh_steps, seed=options.seed), options.out)
     save_checkpoint(options.out / "checkpoint", net)
     return options.out / "checkpoint"

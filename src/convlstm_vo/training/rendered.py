@@ -35,7 +35,7 @@ class RenderedDrive:
         shares: uint16 (frames, height, width), inverse depth as share of 1 / 2 m; 0 is the sky.
         moving: uint8 (frames, height, width / 8), packed bits, 1 where something moves.
         T_world_camera: (frames, 4, 4). road_plane: (frames, 4), unit normal towards the camera, height in metres.
-        intrinsics: fx, fy, cx, cy.
+        intrinsics: fx, fy, cx, cy. folder: where it lies; None if only in memory.
     """
 
     name: str
@@ -46,6 +46,7 @@ class RenderedDrive:
     road_plane: NDArray[np.float64]
     intrinsics: NDArray[np.float64]
     height_m: float
+    folder: Path | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -175,4 +176,5 @@ def open_drive(path: Path) -> RenderedDrive:
         path_values["road_plane"],
         path_values["intrinsics"],
         float(path_values["height_m"]),
+        path,
     )
