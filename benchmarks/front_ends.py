@@ -16,10 +16,10 @@ The table has for each of them
 - the whole, closed loop, as in `zero_shot.py`: t_rel % / r_rel degrees / 100 m (scale bias %) on KITTI clips and on
   unseen streets (means over drives). The weights of network and solver were trained on the learned flow alone, so
   the others are at a disadvantage here beyond their errors;
-- milliseconds a frame of the front end alone, median over all pairs, one thread; for DIS with its standard
+- milliseconds of CPU a frame of the front end alone, median over all pairs, one thread; for DIS with its standard
   deviations, which need a second, backward DIS.
 
-About 4 minutes on one core. `--rendered DIR` takes the random streets from the folder of unseen drives that
+About 5 minutes on one core. `--rendered DIR` takes the random streets from the folder of unseen drives that
 `convlstm-vo train-geometric` leaves; without it they are rendered in memory, with the same figures.
 """
 
@@ -127,8 +127,9 @@ def clues(view: View, expected: Expected, flow: Tensor, back: Tensor) -> Tensor:
     gy = F.pad((here[..., 2:, :] - here[..., :-2, :]) / 2, (0, 0, 1, 1))
     xx, xy, yy, residual = window(torch.cat([gx * gx, gx * gy, gy * gy, error * error], 1)).split(1, 1)
     contrast = (xx + yy) / 2 - ((xx - yy).square() / 4 + xy * xy).sqrt()  # in the poorer direction
-    mean = F.avg_pool2d(F.pad(flow, (8, 8, 8, 8), mode="replicate"), 17, 1)
-    rough = window((flow - mean).square().sum(1, keepdim=True))
+    cells = at_cells(flow)
+    mean = F.avg_pool2d(F.pad(cells, (2, 2, 2, 2), mode="replicate"), 5, 1)
+    rough = (cells - mean).square().sum(1, keepdim=True)
     around = at_cells((flow + warp(back, flow)).norm(dim=1, keepdim=True))
     logs = [
         (residual + 1e-4).log() / 2,
@@ -285,24 +286,31 @@ def held_streets(count: int, frames: int) -> list[Sequence]:
 
 
 def end_point_errors(
-    front_end: FrontEnd, pairs: list[Pair], milliseconds: list[float], advance: Callable[[int], None]
-) -> dict[str, float]:
-    """Mean and median error in pixels on the road and off it; and the same of error over scale."""
-    parts: dict[str, list[Tensor]] = {"road": [], "off": [], "scaled": []}
-    for pair in pairs:
-        started = time.perf_counter()
-        field = front_end(pair.view, pair.expected)
-        milliseconds.append(1000 * (time.perf_counter() - started))
-        error = (field.flow - pair.target).norm(dim=1)
-        parts["road"].append(error[pair.known & pair.road])
-        parts["off"].append(error[pair.known & ~pair.road])
-        parts["scaled"].append((error * (-field.log_scale[:, 0]).exp())[pair.known])
-        advance(1)
-    out = {}
-    for name, values in parts.items():
-        joined = torch.cat(values)
-        out |= {f"{name}_mean": joined.mean().item(), f"{name}_median": joined.median().item()}
-    return out
+    ends: dict[str, FrontEnd], pairs: list[Pair], milliseconds: dict[str, list[float]], what: str
+) -> dict[str, dict[str, float]]:
+    """Mean and median error in pixels on the road and off it, and the same of error over scale, by front end.
+
+    Front ends take turns at each pair, and CPU time is counted: other jobs on the machine hit all of them alike.
+    """
+    parts: dict[str, dict[str, list[Tensor]]] = {name: {"road": [], "off": [], "scaled": []} for name in ends}
+    with progress(what, len(pairs), unit="pairs") as advance:
+        for pair in pairs:
+            for name, end in ends.items():
+                started = time.process_time()
+                field = end(pair.view, pair.expected)
+                milliseconds[name].append(1000 * (time.process_time() - started))
+                error = (field.flow - pair.target).norm(dim=1)
+                parts[name]["road"].append(error[pair.known & pair.road])
+                parts[name]["off"].append(error[pair.known & ~pair.road])
+                parts[name]["scaled"].append((error * (-field.log_scale[:, 0]).exp())[pair.known])
+            advance(1)
+    return {name: statistics({part: torch.cat(v) for part, v in of.items()}) for name, of in parts.items()}
+
+
+def statistics(values: dict[str, Tensor]) -> dict[str, float]:
+    """Mean and median of each."""
+    means = {f"{name}_mean": value.mean().item() for name, value in values.items()}
+    return means | {f"{name}_median": value.median().item() for name, value in values.items()}
 
 
 def whole(net: GeometricNet, sequences: list[Sequence], what: str) -> dict[str, list[float]]:
@@ -349,18 +357,19 @@ def main() -> None:
     drives = held_streets(options.drives, options.frames)
     with torch.inference_mode():
         ends = front_ends(net, random_pairs(FIRST_TRAINING, options.training, options.pairs))
+        milliseconds: dict[str, list[float]] = {name: [] for name in ends}
+        errors = {key: end_point_errors(ends, pairs, milliseconds, f"Flow, {key}") for key, pairs in sets.items()}
         results: dict[str, dict] = {}
         for name, end in ends.items():
-            milliseconds: list[float] = []
-            with progress(f"{name}: flow", sum(map(len, sets.values())), unit="pairs") as advance:
-                results[name] = {
-                    key: end_point_errors(end, pairs, milliseconds, advance) for key, pairs in sets.items()
-                }
-            rows = whole(FrontEndNet(net, end), [*clips, *drives], f"{name}: drives")
+            rows = whole(FrontEndNet(net, end), [*clips, *drives], f"Drives, {name}")
             streets = [rows.pop(drive.name) for drive in drives]
             if streets:
                 rows["unseen streets"] = np.mean(streets, 0).tolist()
-            results[name] |= {"whole": rows, "each street": streets, "ms": float(np.median(milliseconds))}
+            results[name] = {key: errors[key][name] for key in sets} | {
+                "whole": rows,
+                "each street": streets,
+                "ms": float(np.median(milliseconds[name])),
+            }
     columns = ["front end", *(f"{s}, {p}" for s in sets for p in ("road", "off")), *rows, "ms"]
     print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
     for name, result in results.items():
