@@ -33,12 +33,12 @@ from convlstm_vo.models.scene import (
     road_normal,
     road_slopes,
 )
-from convlstm_vo.models.solver import Priors, Residuals, Solution, solve
+from convlstm_vo.models.solver import Priors, Residuals, Solution, bend_derivative, solve
 
 _FEATURES = 10  # of a cell, for the ConvLSTM
 _SEARCHED = (
     tuple(  # (z, yaw) that a search tries, camera heights and radians a frame: each reaches 30 pixels around
-        [(speed, 0.0) for speed in (0.0, 0.6, 1.2, 1.9)]
+        [(speed, 0.0) for speed in (0.0, 0.6, 1.2, 1.7, 2.2, 2.8)]
         + [(speed, turn) for speed in (0.4,) for turn in (-0.08, 0.08)]
     )
 )
@@ -189,12 +189,14 @@ class GeometricNet(nn.Module):
         """
         memory, hidden = self._recall(state, pair)
         view = View(pair[:, 0].float(), pair[:, 1].float(), intrinsics.float())
-        found = self.conclude(self.look(view, memory), memory, hidden)
+        cells = self.look(view, memory)
+        found = self.conclude(cells, memory, hidden)
         weak = (memory.known < 1) | (found[0].evidence < LEAST_EVIDENCE)
         if bool(weak.any()):
             again = dataclasses.replace(memory, motion=self.search(view, memory))
-            other = self.conclude(self.look(view, again), again, hidden)
-            found = _select(weak & (other[0].evidence > found[0].evidence), other, found)
+            there = self.look(view, again)
+            other = self.conclude(there, again, hidden)
+            found = _select(weak & (plausibility(other[0], there) > plausibility(found[0], cells)), other, found)
         estimate, state = found
         lost = estimate.evidence < LEAST_EVIDENCE
         if bool(lost.any()):
@@ -215,13 +217,14 @@ class GeometricNet(nn.Module):
             tried = torch.zeros_like(memory.motion)
             tried[:, 2], tried[:, 4] = speed, turn
             fresh = dataclasses.replace(memory, known=torch.zeros_like(memory.known), motion=tried)
-            estimate, _ = self.conclude(self.look(view, fresh), fresh, None)
-            ahead = estimate.solution.motion
+            cells = self.look(view, fresh)
+            estimate, _ = self.conclude(cells, fresh, None)
+            ahead, score = estimate.solution.motion, plausibility(estimate, cells)
             if most is None:
-                best, most = ahead, estimate.evidence
+                best, most = ahead, score
             else:
-                best = torch.where((estimate.evidence > most)[:, None], ahead, best)
-                most = torch.maximum(most, estimate.evidence)
+                best = torch.where((score > most)[:, None], ahead, best)
+                most = torch.maximum(most, score)
         return best
 
     def _dead_reckoning(
@@ -352,7 +355,9 @@ class GeometricNet(nn.Module):
         factor = torch.cat([(sd[:, :1] * height[:, None]).expand(-1, 3), sd[:, 1:].expand(-1, 3)], 1)
         covariance = covariance[:, :6, :6] * factor[:, :, None] * factor[:, None, :]
         # How much the road alone, without yesterday's speed, says about the length of the way.
-        road = (along[:, None] * misfits.J_along[:, :3].square()).sum((1, 2))
+        misfit = misfits.along + solution.bend * bend_derivative(misfits, along)
+        seen = along / (1 + misfit.square() * along / 4)  # a lorry where the road should be is no road
+        road = (seen[:, None] * misfits.J_along[:, :3].square()).sum((1, 2))
         sure = 1 / (1 + (cells.sigma.flatten(1) * 1000.0).square())  # half at a third of a pixel
         fit = sure / (1 + misfits.across.square() * across)
         motion = torch.cat([solution.motion[:, :3] * height[:, None], solution.motion[:, 3:]], 1)
@@ -434,6 +439,15 @@ def _select(which: Tensor, a: tuple[Estimate, State], b: tuple[Estimate, State])
     )
     fields = {name: pick(getattr(ea, name), getattr(eb, name)) for name in names}
     return Estimate(solution=solution, **fields), tuple(pick(x, y) for x, y in zip(sa, sb, strict=True))
+
+
+def plausibility(estimate: Estimate, cells: Cells) -> Tensor:
+    """By which a search compares motions, (batch,): what fits of what is in sight.
+
+    Evidence alone prefers slow motions: what is far fits any speed, and the faster, the more leaves the image.
+    """
+    inside = (cells.sigma < 1.0).float().mean((1, 2)).clamp_min(0.1)
+    return estimate.evidence / inside
 
 
 def choose_cells(rays: Tensor, field: FlowField, intrinsics: Tensor, image: Tensor) -> Cells:
