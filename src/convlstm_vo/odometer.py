@@ -20,12 +20,11 @@ from convlstm_vo.geometry.camera import Camera
 from convlstm_vo.geometry.trajectory import Trajectory
 from convlstm_vo.models.cells import State
 from convlstm_vo.models.checkpoint import DEFAULT_CHECKPOINT, Network, load_checkpoint
-from convlstm_vo.models.geometric import LEAST_EVIDENCE, LEAST_ROAD, GeometricNet, Memory
+from convlstm_vo.models.geometric import LEAST_CONTRAST, LEAST_EVIDENCE, LEAST_ROAD, GeometricNet, Memory
 from convlstm_vo.sequences.base import Frame, Stream, fit_image
 
 _FOCAL_PX = 363.6  # at which the default network sees: half of KITTI's size
 _MOST_COLUMNS, _MOST_ROWS = 1024, 448
-_LEAST_CONTRAST = 2.0  # grey levels; an even image shows no motion, also where it stays the same
 Status = Literal["ok", "lost", "frozen"]
 
 
@@ -155,7 +154,7 @@ class VisualOdometry:
         self, net: GeometricNet, pair: Tensor
     ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None, Status, bool]:
         """Motion, covariance, status, and whether the road gave the scale."""
-        if torch.equal(pair[:, 0], pair[:, 1]) and float(pair[:, 1].float().std()) > _LEAST_CONTRAST:
+        if torch.equal(pair[:, 0], pair[:, 1]) and float(pair[:, 1].float().std()) > LEAST_CONTRAST:
             return np.zeros(6), None, "frozen", True
         state = self._state if self._state is not None else self._calibrated_state(net)
         estimate, new = net.track(pair, self._intrinsics, state)

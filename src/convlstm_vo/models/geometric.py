@@ -43,6 +43,8 @@ _SEARCHED = (
     )
 )
 LEAST_EVIDENCE = 0.04  # of the image; a covered lens has less than 0.01, real streets 0.2 to 0.6
+_PATIENCE = 0.1  # of `Memory.known` a frame: where a search has found no road, the next one waits for 10 frames
+LEAST_CONTRAST = 2.0  # standard deviation of an image's grey levels; an even image shows no motion
 LEAST_ROAD = 0.006  # standard deviation of the way by the road alone, camera heights; streets have 0.0002 to 0.004
 
 
@@ -51,7 +53,8 @@ class Memory:
     """What is remembered beside the ConvLSTM's state; all zero before the first frame.
 
     Attributes:
-        known: (batch,) 1 once a motion has been seen. motion: (batch, 6) the last one, in camera heights.
+        known: (batch,) 0 before a motion has been seen, then 1; between after a search that found no road, which
+            need not be repeated with each frame. motion: (batch, 6) the last one, in camera heights.
         slopes: (batch, 2) of the road in the newest frame. bend: (batch, 1), beyond a plane (`solver.py`).
         variance: (batch, 3, 3) of slopes and bend.
         mounting: (batch, 2) slopes of the road on average, i.e. roll and pitch of the camera on the car.
@@ -191,12 +194,20 @@ class GeometricNet(nn.Module):
         view = View(pair[:, 0].float(), pair[:, 1].float(), intrinsics.float())
         cells = self.look(view, memory)
         found = self.conclude(cells, memory, hidden)
-        weak = (memory.known < 1) | (found[0].evidence < LEAST_EVIDENCE)
+        # Houses and clouds alone fit many a speed: a motion under which no road is seen may be a wrong one.
+        no_road = (found[0].road_sd > LEAST_ROAD) & (memory.known > 1 - _PATIENCE / 2)
+        weak = (memory.known == 0) | (found[0].evidence < LEAST_EVIDENCE) | no_road
+        weak = weak & view.shows_something()  # under a covered lens there is nothing to search
         if bool(weak.any()):
             again = dataclasses.replace(memory, motion=self.search(view, memory))
             there = self.look(view, again)
             other = self.conclude(there, again, hidden)
-            found = _select(weak & (plausibility(other[0], there) > plausibility(found[0], cells)), other, found)
+            better = plausibility(other[0], there) > plausibility(found[0], cells)
+            # A known motion is given up only for one that brings the road back: clouds alone prefer to stand still.
+            better = better & ((memory.known == 0) | (other[0].road_sd < LEAST_ROAD))
+            found = _select(weak & better, other, found)
+            rests = weak & (found[0].road_sd > LEAST_ROAD)
+            found[1][-1][:, 0] = torch.where(rests, _PATIENCE, found[1][-1][:, 0])
         estimate, state = found
         lost = estimate.evidence < LEAST_EVIDENCE
         if bool(lost.any()):
@@ -377,7 +388,7 @@ class GeometricNet(nn.Module):
         total = precision + prior + gained
         mounting = memory.mounting + gained / total * (solution.slopes - memory.mounting)
         return Memory(
-            torch.ones_like(memory.known),
+            torch.where(memory.known > 0, memory.known + _PATIENCE, 1.0).clamp_max(1.0),
             solution.motion,
             slopes,
             solution.bend,
@@ -421,6 +432,10 @@ class View:
     prev: Tensor
     curr: Tensor
     intrinsics: Tensor
+
+    def shows_something(self) -> Tensor:
+        """(batch,) whether neither image is even."""
+        return torch.minimum(self.prev.flatten(1).std(1), self.curr.flatten(1).std(1)) > LEAST_CONTRAST
 
 
 def _select(which: Tensor, a: tuple[Estimate, State], b: tuple[Estimate, State]) -> tuple[Estimate, State]:

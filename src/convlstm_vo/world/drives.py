@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,6 +115,14 @@ def _ride(rng: np.random.Generator, plan: Plan, steps: int, dt: float) -> _Ride:
     return _Ride(out[:, 0], out[:, 1], out[:, 2])
 
 
+def _given_ride(speed: Callable[[Array], Array], steps: int, dt: float, start_m: float) -> _Ride:
+    times: Array = np.arange(steps, dtype=np.float64) * dt
+    v: Array = np.asarray(speed(times), dtype=np.float64)
+    way: Array = np.concatenate([[0.0], np.cumsum((v[1:] + v[:-1]) * (0.5 * dt))])
+    push: Array = np.diff(v, prepend=v[:1]) / dt
+    return _Ride(start_m + way, v, push)
+
+
 def _smooth_noise(rng: np.random.Generator, span_m: float, spacing_m: float) -> tuple[Array, Array]:
     """(places, values of deviation about 1), to be interpolated."""
     n = int(span_m / spacing_m) + 3
@@ -151,16 +160,19 @@ def _body(rng: np.random.Generator, ride: _Ride, plan: Plan, dt: float) -> tuple
     return pitch, _springs(roll_push, dt, 1.6, 0.35), _springs((front + back) / 2, dt, 1.3, 0.35)
 
 
-def make_drive(seed: int, plan: Plan, *, frames: int, fps: float = 10.0, mount: Mount | None = None) -> Drive:
+def make_drive(seed: int, plan: Plan, *, frames: int, fps: float = 10.0, mount: Mount | None = None,
+               speed: Callable[[Array], Array] | None = None, start_m: float = 10.0) -> Drive:  # fmt: skip
     """Drive along a plan's path; everything follows from the seed, bit for bit.
 
     Args:
         frames: how many images. fps: images a second. mount: where the camera sits.
+        speed: metres a second at times in seconds (n,), from ``start_m`` on; drawn from the seed where None.
     """
     rng, mount = generator(seed, 2), mount or Mount()
     per_frame = max(4, math.ceil(60.0 / fps))
     dt = 1.0 / (fps * per_frame)
-    ride = _ride(rng, plan, (frames - 1) * per_frame + 1, dt)
+    steps = (frames - 1) * per_frame + 1
+    ride = _ride(rng, plan, steps, dt) if speed is None else _given_ride(speed, steps, dt, start_m)
     pitch, roll, heave = (values[::per_frame] for values in _body(rng, ride, plan, dt))
     s, v = ride.s[::per_frame], ride.v[::per_frame]
     wander = _smooth_noise(rng, float(s[-1]) + 40, 25.0)
@@ -223,9 +235,9 @@ def _track(rng: np.random.Generator, plan: Plan, role: str, times: Array, s: Arr
             + 0.8 * v
             + 4.0 * interpolate(times, np.arange(0, times[-1] + 20, 9.0), bell(rng, int(times[-1] / 9) + 3))
         )
-        return _on_path(plan.path, s + np.maximum(gap, 7.0), 0.0, False)
+        return on_path(plan.path, s + np.maximum(gap, 7.0), 0.0, False)
     if role == "away":
-        return _on_path(plan.path, np.full(len(times), -1.0), 0.0, False)
+        return on_path(plan.path, np.full(len(times), -1.0), 0.0, False)
     oncoming = role == "oncoming"
     cruise = float(rng.uniform(3.5, 6.5)) if not oncoming else pace * 0.5 * sum(CRUISE_M_S[plan.kind])
     at, places = float(s[0] + rng.uniform(10, 220)), []
@@ -239,13 +251,13 @@ def _track(rng: np.random.Generator, plan: Plan, role: str, times: Array, s: Arr
             at = float(s[i]) - 24.0
         places.append(at)
     d = -2 * plan.lane_m if oncoming else min(1.6, 1.0 + 0.3 * float(rng.random()))
-    return _on_path(plan.path, np.array(places), d, oncoming)
+    return on_path(plan.path, np.array(places), d, oncoming)
 
 
 def _crossing(rng: np.random.Generator, plan: Plan, times: Array, s: Array) -> Array:
     """Someone who drives straight over each junction while the car comes near it, mostly from the side."""
     line, places, d = plan.path, np.full(len(times), -1e3), 0.0
-    poses = _on_path(line, places, 0.0, False)
+    poses = on_path(line, places, 0.0, False)
     for k, (begin, _) in enumerate(plan.turns):
         near = np.flatnonzero(s > begin - rng.uniform(14, 40))
         ours, pace, side = rng.random() < 0.3, float(rng.uniform(6, 12)), -1.0 if rng.random() < 0.5 else 1.0
@@ -258,11 +270,11 @@ def _crossing(rng: np.random.Generator, plan: Plan, times: Array, s: Array) -> A
         d = side * plan.lane_m
         places = centre + side * pace * (times - times[near[0]])
         close = np.abs(places - centre) < 75.0
-        poses[close] = _on_path(line, places[close], d, side < 0)
+        poses[close] = on_path(line, places[close], d, side < 0)
     return poses
 
 
-def _on_path(path: Line, s: Array, d: float, reverse: bool) -> Array:
+def on_path(path: Line, s: Array, d: float, reverse: bool) -> Array:
     """Poses (n, 4, 4) at places s, d metres to the right; far under the ground where the path has none."""
     places, angles = _road_frame(path, s)
     poses = np.tile(np.eye(4), (len(s), 1, 1))

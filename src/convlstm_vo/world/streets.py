@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -158,12 +159,15 @@ def _ground_materials(
     builder.recipes["field"] = Material("grass", (0.19, 0.19), grass, "blotch", (0.021, 0.021), 0.6)
 
 
-def make_street(seed: int, plan: Plan, *, driven_m: float = math.inf) -> Street:
+def make_street(
+    seed: int, plan: Plan, *, driven_m: float = math.inf, movers: Sequence[Mesh] | None = None
+) -> Street:
     """Draw everything along a plan's roads.
 
     Args:
         seed: whatever; the same seed and plan give the same street bit for bit.
         plan: of `make_plan`. driven_m: how far the car will get; what lies far beyond is left out.
+        movers: bodies of other road users; None for the usual ones.
     """
     rng, kind = generator(seed, 6), plan.kind
     plan = plan.until(driven_m)
@@ -185,7 +189,8 @@ def make_street(seed: int, plan: Plan, *, driven_m: float = math.inf) -> Street:
     lay_terrain(builder, plan, hills, "field", float(rng.uniform(0.14, 0.26)))
     _horizon(builder, plan, hills, rng)
     movers_from = len(builder)
-    _mover_bodies(builder, rng)
+    for body in _mover_bodies(rng) if movers is None else movers:
+        builder.put(body)
     return Street(seed, plan, weather, builder.finished(movers_from))
 
 
@@ -226,6 +231,7 @@ def _horizon(builder: SceneBuilder, plan: Plan, hills: Hills, rng: np.random.Gen
             )
 
 
-def _mover_bodies(builder: SceneBuilder, rng: np.random.Generator) -> None:
-    for kind in MOVER_KINDS:
-        builder.put(meshes.cyclist(rng) if kind == "cyclist" else meshes.car(rng, van=kind == "van"))
+def _mover_bodies(rng: np.random.Generator) -> list[Mesh]:
+    return [
+        meshes.cyclist(rng) if kind == "cyclist" else meshes.car(rng, van=kind == "van") for kind in MOVER_KINDS
+    ]
