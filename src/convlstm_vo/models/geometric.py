@@ -36,15 +36,16 @@ from convlstm_vo.models.scene import (
 from convlstm_vo.models.solver import Priors, Residuals, Solution, bend_derivative, solve
 
 _FEATURES = 10  # of a cell, for the ConvLSTM
+# (z, yaw) that a search tries, camera heights and radians a frame: each reaches 30 pixels around. The fastest are
+# 200 km/h of a camera 1.65 m high at 10 Hz, or 100 km/h at 5 Hz; a camera that looks back moves backwards.
 _SEARCHED = (
-    tuple(  # (z, yaw) that a search tries, camera heights and radians a frame: each reaches 30 pixels around
-        [(speed, 0.0) for speed in (0.0, 0.6, 1.2, 1.7, 2.2, 2.8)]
-        + [(speed, turn) for speed in (0.4,) for turn in (-0.08, 0.08)]
-    )
+    *((speed, 0.0) for speed in (0.0, 0.6, 1.2, 1.7, 2.2, 2.8, 3.5, -1.0)),
+    *((0.4, turn) for turn in (-0.08, 0.08)),
 )
-LEAST_EVIDENCE = 0.04  # of the image; a covered lens has less than 0.01, real streets 0.2 to 0.6
 _PATIENCE = 0.1  # of `Memory.known` a frame: where a search has found no road, the next one waits for 10 frames
+LEAST_EVIDENCE = 0.04  # of the image; a covered lens has less than 0.01, real streets 0.2 to 0.6
 LEAST_CONTRAST = 2.0  # standard deviation of an image's grey levels; an even image shows no motion
+_NEAR, _LEAST_NEAR = 0.08, 0.02  # slope under the horizon: the road at 12 camera heights; share of it that fits
 LEAST_ROAD = 0.006  # standard deviation of the way by the road alone, camera heights; streets have 0.0002 to 0.004
 
 
@@ -192,19 +193,17 @@ class GeometricNet(nn.Module):
         """
         memory, hidden = self._recall(state, pair)
         view = View(pair[:, 0].float(), pair[:, 1].float(), intrinsics.float())
-        cells = self.look(view, memory)
-        found = self.conclude(cells, memory, hidden)
+        found = self.conclude(self.look(view, memory), memory, hidden)
         # Houses and clouds alone fit many a speed: a motion under which no road is seen may be a wrong one.
         no_road = (found[0].road_sd > LEAST_ROAD) & (memory.known > 1 - _PATIENCE / 2)
         weak = (memory.known == 0) | (found[0].evidence < LEAST_EVIDENCE) | no_road
         weak = weak & view.shows_something()  # under a covered lens there is nothing to search
         if bool(weak.any()):
             again = dataclasses.replace(memory, motion=self.search(view, memory))
-            there = self.look(view, again)
-            other = self.conclude(there, again, hidden)
-            better = plausibility(other[0], there) > plausibility(found[0], cells)
+            other = self.conclude(self.look(view, again), again, hidden)
+            better = other[0].plausibility > found[0].plausibility
             # A known motion is given up only for one that brings the road back: clouds alone prefer to stand still.
-            better = better & ((memory.known == 0) | (other[0].road_sd < LEAST_ROAD))
+            better = better & ((memory.known == 0) | (other[0].plausibility > 1))
             found = _select(weak & better, other, found)
             rests = weak & (found[0].road_sd > LEAST_ROAD)
             found[1][-1][:, 0] = torch.where(rests, _PATIENCE, found[1][-1][:, 0])
@@ -228,14 +227,13 @@ class GeometricNet(nn.Module):
             tried = torch.zeros_like(memory.motion)
             tried[:, 2], tried[:, 4] = speed, turn
             fresh = dataclasses.replace(memory, known=torch.zeros_like(memory.known), motion=tried)
-            cells = self.look(view, fresh)
-            estimate, _ = self.conclude(cells, fresh, None)
-            ahead, score = estimate.solution.motion, plausibility(estimate, cells)
+            estimate, _ = self.conclude(self.look(view, fresh), fresh, None)
+            ahead = estimate.solution.motion
             if most is None:
-                best, most = ahead, score
+                best, most = ahead, estimate.plausibility
             else:
-                best = torch.where((score > most)[:, None], ahead, best)
-                most = torch.maximum(most, score)
+                best = torch.where((estimate.plausibility > most)[:, None], ahead, best)
+                most = torch.maximum(most, estimate.plausibility)
         return best
 
     def _dead_reckoning(
@@ -372,7 +370,17 @@ class GeometricNet(nn.Module):
         sure = 1 / (1 + (cells.sigma.flatten(1) * 1000.0).square())  # half at a third of a pixel
         fit = sure / (1 + misfits.across.square() * across)
         motion = torch.cat([solution.motion[:, :3] * height[:, None], solution.motion[:, 3:]], 1)
-        return Estimate(motion, covariance, solution, fit.mean(1), road.clamp_min(1e-12).rsqrt(), trust)
+        road_sd = road.clamp_min(1e-12).rsqrt()
+        # Clouds and far houses fit any speed, and the faster, the more of the rest leaves the image.
+        x, y = cells.rays[:, 0].flatten(1), cells.rays[:, 1].flatten(1)
+        near = (y - memory.mounting[:, :1] * x - memory.mounting[:, 1:] > _NEAR).float()
+        in_sight = near * (cells.sigma.flatten(1) < 1.0)
+        fits = (fit * near).sum(1) / torch.maximum(in_sight.sum(1), 0.25 * near.sum(1)).clamp_min(1.0)
+        evidence = fit.mean(1)
+        # Twice as sure as it must be elsewhere: the best of a dozen looks better than it is.
+        on_road = (road_sd < LEAST_ROAD / 2) & (fits > _LEAST_NEAR) & (evidence > LEAST_EVIDENCE / 2)
+        plausibility = evidence + torch.where(on_road, fits / road_sd, 0.0)
+        return Estimate(motion, covariance, solution, evidence, road_sd, plausibility, trust)
 
     def remember(self, memory: Memory, solution: Solution) -> Memory:
         """The state after a frame: the road as the current camera sees it, the mounting a little better known."""
@@ -414,6 +422,8 @@ class Estimate:
         evidence: (batch,) share of the image that was measured well and fits; under `LEAST_EVIDENCE` all is lost.
         road_sd: (batch,) standard deviation of the way's length by the road alone, in camera heights; above
             `LEAST_ROAD` no road is seen, and the length of the motion is a guess.
+        plausibility: (batch,) by which a search compares motions: where a road is seen, the share of what is near
+            and in sight that fits, times how precisely the road tells the way (above 1); else the evidence (below 1).
         trust: (batch, 2, rows, columns), logarithms, across and along.
     """
 
@@ -422,6 +432,7 @@ class Estimate:
     solution: Solution
     evidence: Tensor
     road_sd: Tensor
+    plausibility: Tensor
     trust: Tensor
 
 
@@ -445,7 +456,7 @@ def _select(which: Tensor, a: tuple[Estimate, State], b: tuple[Estimate, State])
         return torch.where(which.reshape(-1, *[1] * (x.dim() - 1)), x, y)
 
     (ea, sa), (eb, sb) = a, b
-    names = ("motion", "covariance", "evidence", "road_sd", "trust")
+    names = ("motion", "covariance", "evidence", "road_sd", "plausibility", "trust")
     solution = Solution(
         *(
             pick(getattr(ea.solution, n), getattr(eb.solution, n))
@@ -454,15 +465,6 @@ def _select(which: Tensor, a: tuple[Estimate, State], b: tuple[Estimate, State])
     )
     fields = {name: pick(getattr(ea, name), getattr(eb, name)) for name in names}
     return Estimate(solution=solution, **fields), tuple(pick(x, y) for x, y in zip(sa, sb, strict=True))
-
-
-def plausibility(estimate: Estimate, cells: Cells) -> Tensor:
-    """By which a search compares motions, (batch,): what fits of what is in sight.
-
-    Evidence alone prefers slow motions: what is far fits any speed, and the faster, the more leaves the image.
-    """
-    inside = (cells.sigma < 1.0).float().mean((1, 2)).clamp_min(0.1)
-    return estimate.evidence / inside
 
 
 def choose_cells(rays: Tensor, field: FlowField, intrinsics: Tensor, image: Tensor) -> Cells:
