@@ -33,7 +33,7 @@ from convlstm_vo.models.scene import (
     road_normal,
     road_slopes,
 )
-from convlstm_vo.models.solver import Priors, Residuals, Solution, bend_derivative, solve
+from convlstm_vo.models.solver import Priors, Residuals, Solution, bend_derivative, residuals, solve
 
 _FEATURES = 10  # of a cell, for the ConvLSTM
 # (z, yaw) that a search tries, camera heights and radians a frame: each reaches 30 pixels around. The fastest are
@@ -45,7 +45,7 @@ _SEARCHED = (
 _PATIENCE = 0.1  # of `Memory.known` a frame: where a search has found no road, the next one waits for 10 frames
 LEAST_EVIDENCE = 0.04  # of the image; a covered lens has less than 0.01, real streets 0.2 to 0.6
 LEAST_CONTRAST = 2.0  # standard deviation of an image's grey levels; an even image shows no motion
-_NEAR, _LEAST_NEAR = 0.08, 0.02  # slope under the horizon: the road at 12 camera heights; share of it that fits
+_NEAR = 0.08  # slope under the horizon of the road that a search looks at: within 12 camera heights
 LEAST_ROAD = 0.006  # standard deviation of the way by the road alone, camera heights; streets have 0.0002 to 0.004
 
 
@@ -193,17 +193,19 @@ class GeometricNet(nn.Module):
         """
         memory, hidden = self._recall(state, pair)
         view = View(pair[:, 0].float(), pair[:, 1].float(), intrinsics.float())
-        found = self.conclude(self.look(view, memory), memory, hidden)
+        cells = self.look(view, memory)
+        found = self.conclude(cells, memory, hidden)
         # Houses and clouds alone fit many a speed: a motion under which no road is seen may be a wrong one.
         no_road = (found[0].road_sd > LEAST_ROAD) & (memory.known > 1 - _PATIENCE / 2)
         weak = (memory.known == 0) | (found[0].evidence < LEAST_EVIDENCE) | no_road
         weak = weak & view.shows_something()  # under a covered lens there is nothing to search
         if bool(weak.any()):
             again = dataclasses.replace(memory, motion=self.search(view, memory))
-            other = self.conclude(self.look(view, again), again, hidden)
-            better = other[0].plausibility > found[0].plausibility
+            there = self.look(view, again)
+            other = self.conclude(there, again, hidden)
+            better = self.plausibility(there, other[0]) > self.plausibility(cells, found[0])
             # A known motion is given up only for one that brings the road back: clouds alone prefer to stand still.
-            better = better & ((memory.known == 0) | (other[0].plausibility > 1))
+            better = better & ((memory.known == 0) | (other[0].road_sd < LEAST_ROAD))
             found = _select(weak & better, other, found)
             rests = weak & (found[0].road_sd > LEAST_ROAD)
             found[1][-1][:, 0] = torch.where(rests, _PATIENCE, found[1][-1][:, 0])
@@ -227,14 +229,34 @@ class GeometricNet(nn.Module):
             tried = torch.zeros_like(memory.motion)
             tried[:, 2], tried[:, 4] = speed, turn
             fresh = dataclasses.replace(memory, known=torch.zeros_like(memory.known), motion=tried)
-            estimate, _ = self.conclude(self.look(view, fresh), fresh, None)
-            ahead = estimate.solution.motion
+            cells = self.look(view, fresh)
+            estimate, _ = self.conclude(cells, fresh, None)
+            ahead, score = estimate.solution.motion, self.plausibility(cells, estimate)
             if most is None:
-                best, most = ahead, estimate.plausibility
+                best, most = ahead, score
             else:
-                best = torch.where((estimate.plausibility > most)[:, None], ahead, best)
-                most = torch.maximum(most, estimate.plausibility)
+                best = torch.where((score > most)[:, None], ahead, best)
+                most = torch.maximum(most, score)
         return best
+
+    def plausibility(self, cells: Cells, estimate: Estimate) -> Tensor:
+        """By which a search compares motions, (batch,): the share of what is in sight that fits across, times the
+        share of the road ahead that fits along.
+
+        Shares of the whole image would prefer slow motions: clouds and far houses fit any speed, and the faster it
+        is, the more of the rest leaves the image.
+        """
+        solution = estimate.solution
+        r = residuals(cells.rays.flatten(2), cells.seen.flatten(2), solution.motion, solution.slopes)
+        sigma = cells.sigma.flatten(1)
+        across, along = self.log_flow_sd.exp()[:, None, None] * sigma
+        sure, in_sight = _sure(sigma), sigma < 1.0
+        fit = (sure / (1 + (r.across / across).square())).mean(1) / in_sight.float().mean(1).clamp_min(0.1)
+        x, y = cells.rays[:, 0].flatten(1), cells.rays[:, 1].flatten(1)
+        ahead = (y > _NEAR) & (x.abs() < 1.2 * y)
+        misfit = r.along + solution.bend * bend_derivative(r, along.square().reciprocal())
+        on_road = (sure / (1 + (misfit / along).square()) * ahead).sum(1)
+        return fit * on_road / torch.maximum((ahead & in_sight).sum(1), 0.25 * ahead.sum(1)).clamp_min(1.0)
 
     def _dead_reckoning(
         self, lost: Tensor, estimate: Estimate, state: State, memory: Memory
@@ -367,20 +389,9 @@ class GeometricNet(nn.Module):
         misfit = misfits.along + solution.bend * bend_derivative(misfits, along)
         seen = along / (1 + misfit.square() * along / 4)  # a lorry where the road should be is no road
         road = (seen[:, None] * misfits.J_along[:, :3].square()).sum((1, 2))
-        sure = 1 / (1 + (cells.sigma.flatten(1) * 1000.0).square())  # half at a third of a pixel
-        fit = sure / (1 + misfits.across.square() * across)
+        fit = _sure(cells.sigma.flatten(1)) / (1 + misfits.across.square() * across)
         motion = torch.cat([solution.motion[:, :3] * height[:, None], solution.motion[:, 3:]], 1)
-        road_sd = road.clamp_min(1e-12).rsqrt()
-        # Clouds and far houses fit any speed, and the faster, the more of the rest leaves the image.
-        x, y = cells.rays[:, 0].flatten(1), cells.rays[:, 1].flatten(1)
-        near = (y - memory.mounting[:, :1] * x - memory.mounting[:, 1:] > _NEAR).float()
-        in_sight = near * (cells.sigma.flatten(1) < 1.0)
-        fits = (fit * near).sum(1) / torch.maximum(in_sight.sum(1), 0.25 * near.sum(1)).clamp_min(1.0)
-        evidence = fit.mean(1)
-        # Twice as sure as it must be elsewhere: the best of a dozen looks better than it is.
-        on_road = (road_sd < LEAST_ROAD / 2) & (fits > _LEAST_NEAR) & (evidence > LEAST_EVIDENCE / 2)
-        plausibility = evidence + torch.where(on_road, fits / road_sd, 0.0)
-        return Estimate(motion, covariance, solution, evidence, road_sd, plausibility, trust)
+        return Estimate(motion, covariance, solution, fit.mean(1), road.clamp_min(1e-12).rsqrt(), trust)
 
     def remember(self, memory: Memory, solution: Solution) -> Memory:
         """The state after a frame: the road as the current camera sees it, the mounting a little better known."""
@@ -422,8 +433,6 @@ class Estimate:
         evidence: (batch,) share of the image that was measured well and fits; under `LEAST_EVIDENCE` all is lost.
         road_sd: (batch,) standard deviation of the way's length by the road alone, in camera heights; above
             `LEAST_ROAD` no road is seen, and the length of the motion is a guess.
-        plausibility: (batch,) by which a search compares motions: where a road is seen, the share of what is near
-            and in sight that fits, times how precisely the road tells the way (above 1); else the evidence (below 1).
         trust: (batch, 2, rows, columns), logarithms, across and along.
     """
 
@@ -432,7 +441,6 @@ class Estimate:
     solution: Solution
     evidence: Tensor
     road_sd: Tensor
-    plausibility: Tensor
     trust: Tensor
 
 
@@ -456,7 +464,7 @@ def _select(which: Tensor, a: tuple[Estimate, State], b: tuple[Estimate, State])
         return torch.where(which.reshape(-1, *[1] * (x.dim() - 1)), x, y)
 
     (ea, sa), (eb, sb) = a, b
-    names = ("motion", "covariance", "evidence", "road_sd", "plausibility", "trust")
+    names = ("motion", "covariance", "evidence", "road_sd", "trust")
     solution = Solution(
         *(
             pick(getattr(ea.solution, n), getattr(eb.solution, n))
@@ -465,6 +473,11 @@ def _select(which: Tensor, a: tuple[Estimate, State], b: tuple[Estimate, State])
     )
     fields = {name: pick(getattr(ea, name), getattr(eb, name)) for name in names}
     return Estimate(solution=solution, **fields), tuple(pick(x, y) for x, y in zip(sa, sb, strict=True))
+
+
+def _sure(sigma: Tensor) -> Tensor:
+    """How far a cell was measured well at all: half at a third of a pixel."""
+    return 1 / (1 + (sigma * 1000.0).square())
 
 
 def choose_cells(rays: Tensor, field: FlowField, intrinsics: Tensor, image: Tensor) -> Cells:
