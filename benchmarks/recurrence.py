@@ -25,7 +25,8 @@ from convlstm_vo.models.config import preset
 from convlstm_vo.models.geometric import Cells, Estimate, GeometricNet, Memory
 from convlstm_vo.odometer import estimate_trajectory
 from convlstm_vo.sequences.kitti import KittiSequence
-from convlstm_vo.training.geometric import CellDrive, WeighConfig, cache_cells, measure, train_weights
+from convlstm_vo.training.cell_drives import CellDrive, cache_cells
+from convlstm_vo.training.geometric import WeighConfig, measure, train_weights
 from convlstm_vo.training.rendered import open_drive
 
 VARIANTS = {

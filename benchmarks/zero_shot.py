@@ -1,14 +1,17 @@
 """The default network where it has never been: real KITTI clips and unseen streets, closed loop, metric, unaligned.
 
 python benchmarks/zero_shot.py --json zero_shot.json
+python benchmarks/zero_shot.py --also tiny=runs/tiny/checkpoints/last --json zero_shot.json
 
-Beside it: KLT + essential matrix (RANSAC at 0.5 and 1.0 px), which is told the true length of each motion, and the
-trivial baselines, which are told the truth's mean. Segments of 20 and 40 m; of 100 m where a clip is long enough.
+Beside it: its solver alone, with the same priors but no ConvLSTM that weighs; networks of one's own (`--also`);
+KLT + essential matrix (RANSAC at 0.5 and 1.0 px), which is told the true length of each motion; and the trivial
+baselines, which are told the truth's mean. Segments of 20 and 40 m; of 100 m where a clip is long enough.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,12 +19,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from convlstm_vo.evaluation.baselines import BASELINES
 from convlstm_vo.evaluation.metrics import score
 from convlstm_vo.geometry import se3
 from convlstm_vo.geometry.trajectory import Trajectory
-from convlstm_vo.models.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint
+from convlstm_vo.models.checkpoint import DEFAULT_CHECKPOINT, Network, load_checkpoint
+from convlstm_vo.models.geometric import Cells, GeometricNet, Memory
 from convlstm_vo.odometer import estimate_trajectory
 from convlstm_vo.progress import progress
 from convlstm_vo.sequences.base import Sequence
@@ -31,6 +36,22 @@ from convlstm_vo.world import WorldSequence
 CLIPS = {"06": (20.0, 40.0), "01": (20.0, 40.0), "0005": (20.0, 40.0), "0013": (100.0,)}
 ROADS = ("town", "country", "motorway")
 FIRST_SEED = 5_000_000  # streets that no training saw
+
+
+class GeometryAlone(GeometricNet):
+    """The solver with its priors; what the ConvLSTM says of the cells is not heard."""
+
+    def trusted_weights(self, cells: Cells, memory: Memory, trust: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return super().trusted_weights(cells, memory)
+
+
+def alone(net: Network) -> GeometryAlone:
+    """A network without its ConvLSTM."""
+    assert isinstance(net, GeometricNet)
+    out = GeometryAlone(net.config)
+    out.load_state_dict(net.state_dict())
+    out.mixed = net.mixed
+    return out.eval().requires_grad_(False)
 
 
 def klt_essential(sequence: Sequence, threshold_px: float) -> Trajectory:
@@ -95,9 +116,10 @@ def unseen_streets(count: int, frames: int) -> list[Sequence]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kitti", type=Path, default=Path("../shared/kitti"))
     parser.add_argument("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT)
+    parser.add_argument("--also", nargs="*", default=[], metavar="NAME=CHECKPOINT", help="networks to measure too")
     parser.add_argument("--streets", type=int, default=12)
     parser.add_argument("--frames", type=int, default=120)
     parser.add_argument("--json", type=Path)
@@ -109,9 +131,12 @@ def main() -> None:
         clips = [KittiSequence(options.kitti, name) for name in CLIPS]
         ways: dict[str, Callable[[Sequence], Trajectory]] = {
             "default network": lambda s: estimate_trajectory(net, s),
+            "geometry alone": lambda s: estimate_trajectory(alone(net), s),
             "KLT + E, 0.5 px, true scale": lambda s: klt_essential(s, 0.5),
             "KLT + E, 1.0 px, true scale": lambda s: klt_essential(s, 1.0),
         }
+        for name, path in (entry.split("=", 1) for entry in options.also):
+            ways[name] = functools.partial(estimate_trajectory, load_checkpoint(Path(path)))
         ways |= {name: (lambda s, path=path: path(s.trajectory)) for name, path in BASELINES.items()}
         results = {name: measure(clips, way, CLIPS) for name, way in ways.items()}
         for name, row in results.items():

@@ -20,6 +20,7 @@ from convlstm_vo.models.config import preset
 from convlstm_vo.models.geometric import GeometricNet
 from convlstm_vo.models.network import OdometryNet
 from convlstm_vo.training import finetune, geometric
+from convlstm_vo.training.cell_drives import CellDrive, bent
 from convlstm_vo.training.config import TrainError
 from convlstm_vo.training.finetune import (
     FinetuneOptions,
@@ -31,12 +32,10 @@ from convlstm_vo.training.finetune import (
 )
 from convlstm_vo.training.geometric import (
     CellClip,
-    CellDrive,
     Clips,
     Outcome,
     WeighConfig,
     WeighRun,
-    bent,
     measure,
     train_weights,
     weigh_loss,
@@ -238,14 +237,14 @@ def test_an_unknown_road_is_left_out_of_the_loss():
     random = torch.Generator().manual_seed(0)
     motions, found = (torch.randn(2, 8, 6, generator=random) * 0.1 for _ in range(2))
     slopes = (torch.randn(2, 8, 2, generator=random) * 0.01).requires_grad_()
-    outcome = Outcome(found.requires_grad_(), torch.eye(6).expand(2, 8, 6, 6), slopes)
+    outcome = Outcome(found.requires_grad_(), torch.eye(6).expand(2, 8, 6, 6), slopes, torch.zeros(()))
     first, fresh = torch.zeros(2, 6), torch.zeros(2, dtype=torch.bool)
     clip = CellClip(torch.zeros(0), motions, torch.full((2, 8, 2), torch.nan), first, fresh)
-    loss = weigh_loss(outcome, clip, 1.65)
+    loss = weigh_loss(outcome, clip, SHORT, 1.65)
     loss.backward()
     assert torch.isfinite(loss) and torch.isfinite(outcome.motions.grad).all()
     assert slopes.grad is None  # as far as the loss is concerned, the road is free
-    known = weigh_loss(outcome, dataclasses.replace(clip, slopes=torch.zeros(2, 8, 2)), 1.65)
+    known = weigh_loss(outcome, dataclasses.replace(clip, slopes=torch.zeros(2, 8, 2)), SHORT, 1.65)
     term = 0.2 * torch.log1p((slopes / 0.003).square().sum(-1)).mean()
     torch.testing.assert_close(known, loss + term)
 

@@ -36,6 +36,7 @@ from convlstm_vo.models.scene import (
 from convlstm_vo.models.solver import Priors, Residuals, Solution, bend_derivative, residuals, solve
 
 _FEATURES = 10  # of a cell, for the ConvLSTM
+_SURE_ROAD = 0.8  # half width, in camera heights, of what is taken for road before it is looked at: no pavement
 # (z, yaw) that a search tries, camera heights and radians a frame: each reaches 30 pixels around. The fastest are
 # 200 km/h of a camera 1.65 m high at 10 Hz, or 100 km/h at 5 Hz; a camera that looks back moves backwards.
 _SEARCHED = (
@@ -130,13 +131,13 @@ class Weigher(nn.Module):
         self.trust = nn.Sequential(
             nn.Conv2d(64, 32, 3, padding=1), nn.LeakyReLU(0.1), nn.Conv2d(32, 2, 3, padding=1)
         )
-        self.whole = nn.Linear(2 * hidden, 3)
+        self.whole = nn.Linear(2 * hidden, 2)
         for layer in (self.trust[-1], self.whole):
             nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, features: Tensor, state: State | None) -> tuple[Tensor, Tensor, State]:
-        """Logarithms of trust (batch, 2, rows, columns); three numbers about the frame (batch, 3); the state."""
+        """Logarithms of trust (batch, 2, rows, columns) and of the covariance's factors (batch, 2); the state."""
         near = self.look(features)
         far = self.down(near)
         state = self.cell.zero_state(far) if state is None else state
@@ -166,6 +167,8 @@ class GeometricNet(nn.Module):
         # Standard deviations, learned as logarithms. Slopes are radians, lengths camera heights.
         self.log_flow_sd = nn.Parameter(torch.tensor([0.7, 1.2]))  # across and along; on top of the flow's own
         self.log_common = nn.Parameter(torch.tensor([5e-5, 5e-5]).log())  # of an error that all cells have, in rays
+        self.log_alike = nn.Parameter(torch.tensor([0.03, 0.1]).log())  # share of their own errors that is the same
+        self.log_corridor = nn.Parameter(torch.tensor(1.2).log())  # half width of the road that the ConvLSTM weighs
         self.log_slope_drift = nn.Parameter(torch.tensor([0.002, 0.0015]).log())  # from one frame to the next
         self.log_slope_spread = nn.Parameter(torch.tensor([0.006, 0.006]).log())  # about the mounting
         self.log_mounting = nn.Parameter(torch.tensor([0.02, 0.02]).log())  # of mountings, before the first frame
@@ -345,23 +348,25 @@ class GeometricNet(nn.Module):
         x, y = cells.rays[:, 0].flatten(1), cells.rays[:, 1].flatten(1)
         # The horizon is that of the mounting: one that follows the solution can run away with it, up the houses.
         height = y - memory.mounting[:, :1] * x - memory.mounting[:, 1:]
-        corridor = torch.exp(-((x / height.clamp_min(0.02) / 1.2) ** 2)) * (height > 0.06)
+        width = _SURE_ROAD if trust is None else self.log_corridor.exp()
+        corridor = torch.exp(-((x / height.clamp_min(0.02) / width) ** 2)) * (height > 0.06)
         across, along = certain * scale[0], certain * scale[1] * corridor
         if trust is not None:
             factor = trust.flatten(2).exp()
-            across, along = across * factor[:, 0], certain * scale[1] * (corridor + 0.01) * factor[:, 1]
+            across, along = across * factor[:, 0], along * factor[:, 1]
         return across, along
 
     def shared(self, across: Tensor, along: Tensor) -> tuple[Tensor, Tensor]:
         """`trusted_weights` less what cells have in common: a thousand cells do not average out all of their error.
 
-        An error that all of n cells share counts like one of n times its variance that each has for itself.
+        An error that all of n cells share counts like one of n times its variance that each has for itself. One of
+        them is the same for all (a lens, a shutter), one the larger, the less a cell sees (what was predicted).
         """
-        variances = (2 * self.log_common).exp()
+        variances, alike = (2 * self.log_common).exp(), (2 * self.log_alike).exp()
         out = []
-        for weights, variance in zip((across, along), variances, strict=True):
+        for i, weights in enumerate((across, along)):
             cells = weights.sum(1, True).square() / weights.square().sum(1, True).clamp_min(1e-12)
-            out.append(weights / (1 + weights * (cells * variance)))
+            out.append(weights / (1 + cells * (weights * variances[i] + alike[i])))
         return out[0], out[1]
 
     def half_precision(self, like: Tensor) -> torch.autocast:
@@ -382,7 +387,7 @@ class GeometricNet(nn.Module):
         """In metres, with its covariance, and how far it can be trusted."""
         height = torch.where(memory.height > 0, memory.height, self.config.camera_height)
         covariance = inverse_scaled(solution.information)
-        sd = torch.exp(self.log_covariance[None] + whole[:, :2].clamp(-2, 2))  # (batch, 2)
+        sd = torch.exp(self.log_covariance[None] + whole.clamp(-2, 2))  # (batch, 2)
         factor = torch.cat([(sd[:, :1] * height[:, None]).expand(-1, 3), sd[:, 1:].expand(-1, 3)], 1)
         covariance = covariance[:, :6, :6] * factor[:, :, None] * factor[:, None, :]
         # How much the road alone, without yesterday's speed, says about the length of the way.

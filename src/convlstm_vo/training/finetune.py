@@ -30,19 +30,10 @@ from convlstm_vo.odometer import VisualOdometry, working_size
 from convlstm_vo.progress import progress
 from convlstm_vo.sequences.base import fit_image
 from convlstm_vo.sequences.kitti import KittiSequence, sequence_names
+from convlstm_vo.training.cell_drives import CellDrive, cached, packed_cells, pick_frames, predicted_motion, spoil
 from convlstm_vo.training.config import TrainError
 from convlstm_vo.training.flow import change_light
-from convlstm_vo.training.geometric import (
-    CellDrive,
-    WeighConfig,
-    cached,
-    first_memory,
-    packed_cells,
-    pick_frames,
-    predicted_motion,
-    spoil,
-    train_weights,
-)
+from convlstm_vo.training.geometric import WeighConfig, first_memory, train_weights
 from convlstm_vo.training.weigh_state import weights_checksum
 
 _PIECE = 80  # frames of a drive to learn from, as of the rendered ones

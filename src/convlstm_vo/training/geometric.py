@@ -1,7 +1,6 @@
 """Training what the default network does with its flow: weights, priors and covariance, from cached flow.
 
-The flow of every pair is measured once, predicted as the odometer would predict it: from the motion before. What is
-learned afterwards sees 1920 cells a frame and no image, which makes hundreds of frames a second on a CPU.
+See `cell_drives` for what it learns from.
 """
 
 from __future__ import annotations
@@ -9,32 +8,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import multiprocessing
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from convlstm_vo.geometry import se3
-from convlstm_vo.geometry.files import replacing
 from convlstm_vo.models.cells import State
-from convlstm_vo.models.flow import FlowNet
-from convlstm_vo.models.geometric import Cells, GeometricNet, Memory, choose_cells
+from convlstm_vo.models.geometric import Cells, GeometricNet, Memory
 from convlstm_vo.models.network import detach_state
-from convlstm_vo.models.scene import canyon_inverse_depth, cell_rays, flow_of, road_inverse_depth, road_slopes
+from convlstm_vo.models.solver import residuals
+from convlstm_vo.training.cell_drives import MEAN_ROAD, CellDrive, bent, mirrored
 from convlstm_vo.training.ema import WeightAverage
-from convlstm_vo.training.flow import change_light
-from convlstm_vo.training.rendered import RenderedDrive, open_drive
 from convlstm_vo.training.weigh_state import StateFile, forget_rows_after, trained_part, weights_checksum
-
-_MEAN_ROAD = 0.19  # inverse depth of the road on average, as the solver weighs it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,191 +46,12 @@ class WeighConfig:
     """carried; hidden-reset: the ConvLSTM forgets at each frame; none: the priors forget too."""
     bend: float = 0.03
     """Standard deviation of the systematic error of the road's flow (`bent`) that drives are given."""
+    cell_loss: float = 0.2
+    """Weight of the likelihood of each cell's own misfit with the true motion and road."""
     weigh: bool = True
     """False: geometry alone; only its standard deviations are learned."""
     save_steps: int = 25
     """Updates between writes of the state from which an interrupted run goes on (20 ms each)."""
-
-
-@dataclasses.dataclass(frozen=True)
-class CellDrive:
-    """A drive as its cells: float32 (frames, 7, rows, columns) (rays, seen, sigma, texture), and the truth.
-
-    Attributes:
-        motions: (frames, 6) true motions in camera heights.
-        slopes: (frames, 2) of the road in the previous frame; not a number where nobody knows them (real frames).
-        first: (6,) the motion that a search at the first frame finds.
-    """
-
-    cells: NDArray[np.float32]
-    motions: NDArray[np.float32]
-    slopes: NDArray[np.float32]
-    first: NDArray[np.float32]
-
-    def __len__(self) -> int:
-        return len(self.cells)
-
-
-# --- cached flow --------------------------------------------------------------------------------------------------
-
-
-def pick_frames(length: int, rng: np.random.Generator) -> list[int]:
-    """Frames of a drive as a video may show them: half of the drives as they are, others with frames dropped."""
-    if rng.random() < 0.5:
-        return list(range(length))
-    frames, at = [], 0
-    while at < length:
-        frames.append(at)
-        at += 1 if rng.random() < 0.9 else 2
-    return frames
-
-
-def spoil(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A frame as one in twenty is: covered, dazzled, blurred."""
-    import cv2
-
-    kind = rng.integers(4)
-    if kind == 0:
-        return np.full_like(image, int(rng.integers(0, 256)))
-    if kind == 1:
-        return np.clip(image.astype(np.float32) * 0.15 + rng.normal(0, 3, image.shape), 0, 255).astype(np.uint8)
-    if kind == 2:
-        return np.asarray(cv2.blur(image, (int(rng.integers(5, 25)), int(rng.integers(1, 7)))), np.uint8)
-    covered = image.copy()
-    left, top = int(rng.integers(0, image.shape[1] // 2)), int(rng.integers(0, image.shape[0] // 2))
-    covered[top : top + image.shape[0] // 2, left : left + image.shape[1] // 2] = int(rng.integers(0, 100))
-    return covered
-
-
-@torch.inference_mode()
-def cells_of(net: FlowNet, drive: RenderedDrive, seed: int, *, plain: bool = False) -> CellDrive:
-    """Measure the flow of a drive; as it is, or with dropped, spoilt and dimmed frames."""
-    rng = np.random.Generator(np.random.PCG64([seed, int(drive.name)]))
-    frames = list(range(len(drive))) if plain else pick_frames(len(drive), rng)
-    images = [drive.images[i] for i in frames]
-    if not plain:
-        images = [spoil(image, rng) if rng.random() < 0.04 else image for image in images]
-    intrinsics = torch.tensor(drive.intrinsics[None], dtype=torch.float32)
-    rays = cell_rays(intrinsics, images[0].shape[0] // 4, images[0].shape[1] // 4)
-    motions, slopes, rows = [], [], []
-    first: NDArray[np.float32] | None = None
-    for k in range(len(frames) - 1):
-        T = se3.relative(drive.T_world_camera[frames[k]], drive.T_world_camera[frames[k + 1]])
-        T[:3, 3] /= drive.height_m
-        motions.append(se3.motion_from_matrix(T).astype(np.float32))
-        slopes.append(
-            road_slopes(torch.tensor(drive.road_plane[frames[k], None, :3])).numpy()[0].astype(np.float32)
-        )
-        guess = predicted_motion(motions, rng)
-        first = guess if first is None else first
-        noise = 0.015 if k == 0 or rng.random() < 0.1 else 0.003
-        tilted = torch.from_numpy(slopes[-1] + rng.normal(0, noise, 2).astype(np.float32))[None]
-        motion = torch.from_numpy(guess)[None]
-        predicted = flow_of(rays, canyon_inverse_depth(rays, tilted), motion, intrinsics).clamp(-1000, 1000)
-        pair = (images[k], images[k + 1]) if plain else change_light(images[k], images[k + 1], rng)
-        prev, curr = (torch.from_numpy(np.array(image, np.float32))[None, None] for image in pair)
-        with torch.autocast("cpu", torch.bfloat16):
-            field = net(prev, curr, predicted)
-        rows.append(packed_cells(choose_cells(rays, field, intrinsics, prev)))
-    assert first is not None
-    return CellDrive(np.stack(rows), np.stack(motions), np.stack(slopes), first)
-
-
-def predicted_motion(motions: Sequence[NDArray[np.float32]], rng: np.random.Generator) -> NDArray[np.float32]:
-    """What is taken for the last of some true motions before it is measured: the one before it, or, of a first
-    one, what a search finds."""
-    found = 0.0 if len(motions) > 1 else rng.normal(0, 1, 6) * [0.02, 0.01, 0.1, 0.005, 0.01, 0.005]
-    guess = motions[max(len(motions) - 2, 0)] + found
-    return (guess + rng.normal(0, 1, 6) * [0.003, 0.003, 0.01, 0.0005, 0.0005, 0.0005]).astype(np.float32)
-
-
-def packed_cells(cells: Cells) -> NDArray[np.float32]:
-    """Cells of one frame as a drive keeps them: (7, rows, columns)."""
-    packed = torch.cat([cells.rays, cells.seen, cells.sigma[:, None], cells.texture[:, None]], 1)
-    return packed[0].numpy()
-
-
-def cached(path: Path, make: Callable[[], CellDrive]) -> CellDrive:
-    """A drive from the file where an earlier run has left it; made and left there where none has."""
-    if not path.exists():
-        done = make()
-        with replacing(path) as temporary:
-            np.savez(temporary, **{f.name: getattr(done, f.name) for f in dataclasses.fields(CellDrive)})
-    with np.load(path) as values:
-        return CellDrive(**dict(values))
-
-
-def cache_cells(
-    net: FlowNet,
-    drives: Sequence[RenderedDrive],
-    folder: Path,
-    seed: int,
-    *,
-    plain: bool = False,
-    workers: int = 1,
-    advance: Callable[[int], None] = lambda count: None,
-) -> list[CellDrive]:
-    """`cells_of` all drives, in parallel, from files where an earlier run has left them."""
-    jobs = [(net, drive.folder or drive, folder, seed, plain) for drive in drives]
-    if workers > 1:
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-            for done in as_completed([pool.submit(_cache_one, *job) for job in jobs]):
-                done.result()
-                advance(1)
-    out = []
-    for job in jobs:
-        out.append(_cache_one(*job))  # what other processes have made is read
-        advance(int(workers == 1))
-    return out
-
-
-def _cache_one(net: FlowNet, drive: Path | RenderedDrive, folder: Path, seed: int, plain: bool) -> CellDrive:
-    """The cells of one drive (another process is only told where it lies), measured on one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return cached(
-            folder / f"{drive.name}.npz",
-            lambda: cells_of(net, open_drive(drive) if isinstance(drive, Path) else drive, seed, plain=plain),
-        )
-    finally:
-        torch.set_num_threads(before)
-
-
-def mirrored(drive: CellDrive) -> CellDrive:
-    """The same drive seen in a mirror."""
-    cells = drive.cells[..., ::-1].copy()
-    cells[:, 0] *= -1
-    cells[:, 3] *= -1
-    flip = np.array([-1, 1, 1, 1, -1, -1], np.float32)
-    return CellDrive(cells, drive.motions * flip, drive.slopes * np.array([-1, 1], np.float32), drive.first * flip)
-
-
-def bent(drive: CellDrive, bend: float) -> CellDrive:
-    """The drive with the road's flow too large by a share of it where it is near, too small where it is far.
-
-    Real roads and cameras do this to an otherwise exact flow: pavements are crowned, lenses not as calibrated.
-    A network that has never seen it trusts the far road with its life. Frames whose road is unknown stay as they
-    are: real ones, which have such errors of their own.
-
-    Args:
-        bend: relative error of the flow at half the mean distance (`solver.bend_derivative`).
-    """
-    rays = torch.from_numpy(drive.cells[:, :3])
-    seen = torch.from_numpy(drive.cells[:, 3:5])
-    R_t = se3.so3_exp(torch.from_numpy(drive.motions[:, 3:])).transpose(1, 2)
-    t = torch.from_numpy(drive.motions[:, :3])
-    road = road_inverse_depth(rays, torch.from_numpy(drive.slopes))
-    turned = (R_t @ rays.flatten(2)).unflatten(2, rays.shape[2:])
-    moved = turned - road.clamp_min(0.0)[:, None] * (R_t @ t[..., None])[..., None]
-    far, near = (p[:, :2] / p[:, 2:].clamp_min(0.05) for p in (turned, moved))
-    length = (near - far).norm(dim=1)
-    on_road = (road > 0.02) & ((seen - near).norm(dim=1) < 0.15 * length + 0.001)
-    share = bend * (road / _MEAN_ROAD - 1).clamp(-1.0, 2.0)
-    moved = torch.where(on_road[:, None], share[:, None] * (near - far), 0.0)
-    cells = drive.cells.copy()
-    cells[:, 3:5] += moved.numpy()
-    return dataclasses.replace(drive, cells=cells)
 
 
 # --- clips --------------------------------------------------------------------------------------------------------
@@ -250,7 +61,8 @@ def bent(drive: CellDrive, bend: float) -> CellDrive:
 class CellClip:
     """Frames of several drives: cells (lanes, frames, 7, rows, columns) and truth; ``fresh`` where one begins.
 
-    ``group`` is the number of the lanes that it belongs to, of which each group has a state of its own.
+    ``bend`` (lanes,) is what they were `bent` by, None: not at all. ``group`` is the number of the lanes that it
+    belongs to, of which each group has a state of its own.
     """
 
     cells: Tensor
@@ -258,6 +70,7 @@ class CellClip:
     slopes: Tensor
     first: Tensor
     fresh: Tensor
+    bend: Tensor | None = None
     group: int = 0
 
 
@@ -305,7 +118,8 @@ class Clips:
         )
         for lane in lanes:
             lane.at += frames
-        return CellClip(cells, motions, slopes, torch.from_numpy(first), torch.tensor(fresh), group)
+        bend = torch.tensor([lane.source[2] for lane in lanes])
+        return CellClip(cells, motions, slopes, torch.from_numpy(first), torch.tensor(fresh), bend, group)
 
     def state_dict(self) -> dict[str, Any]:
         """Where it stands, in plain values."""
@@ -353,11 +167,15 @@ def first_memory(first: Tensor) -> Tensor:
 
 @dataclasses.dataclass
 class Outcome:
-    """What the network said about a clip: (lanes, frames, ...)."""
+    """What the network said about a clip: (lanes, frames, ...).
+
+    ``misfit`` is `cell_misfit` of the clip, where gradients are wanted; else 0.
+    """
 
     motions: Tensor
     covariances: Tensor
     slopes: Tensor
+    misfit: Tensor
 
 
 def follow(
@@ -370,26 +188,63 @@ def follow(
         keep = ~clip.fresh
         packed = torch.where(keep[:, None], state[-1], packed)
         hidden = tuple(part * keep.reshape(-1, *[1] * (part.dim() - 1)) for part in state[:-1])
-    motions, covariances, slopes = [], [], []
+    motions, covariances, slopes, misfits = [], [], [], []
     for t in range(clip.cells.shape[1]):
         memory = Memory.unpack(packed)
         if config.memory == "none":
             memory = dataclasses.replace(Memory.unpack(torch.zeros_like(packed)), motion=memory.motion)
         if config.memory != "carried":
             hidden = None
-        estimate, new = net.conclude(as_cells(clip.cells[:, t]), memory, hidden)
+        cells = as_cells(clip.cells[:, t])
+        estimate, new = net.conclude(cells, memory, hidden)
+        if torch.is_grad_enabled() and config.cell_loss and config.weigh:
+            weights = net.trusted_weights(cells, memory, estimate.trust)
+            misfits.append(cell_misfit(cells, weights, clip.motions[:, t], clip.slopes[:, t], clip.bend))
         hidden, packed = new[:-1], new[-1]
         motions.append(estimate.solution.motion)
         covariances.append(estimate.covariance)
         slopes.append(estimate.solution.slopes)
-    outcome = Outcome(torch.stack(motions, 1), torch.stack(covariances, 1), torch.stack(slopes, 1))
+    misfit = torch.stack(misfits).mean() if misfits else packed.new_zeros(())
+    outcome = Outcome(torch.stack(motions, 1), torch.stack(covariances, 1), torch.stack(slopes, 1), misfit)
     return outcome, (*(hidden or ()), packed)
 
 
-def weigh_loss(outcome: Outcome, clip: CellClip, camera_height: float) -> Tensor:
-    """Errors of motions over one, four and eight frames, of the road where it is known, and the covariance's
-    likelihood."""
-    loss = motion_error(outcome.motions, clip.motions)
+def cell_misfit(
+    cells: Cells, weights: tuple[Tensor, Tensor], motions: Tensor, slopes: Tensor, bend: Tensor | None
+) -> Tensor:
+    """Negative log likelihood of what cells measured, given true motion and road: what each one is worth.
+
+    That a pavement beside the road is too high is seen from its own misfit in every frame; from the motion that
+    comes out alone it would have to be learned drive by drive.
+
+    Args:
+        weights: inverse variances across and along, (lanes, cells). motions, slopes: (lanes, 6), (lanes, 2), true.
+        bend: (lanes,) of the road's flow (`bent`), for which no cell is to blame.
+    """
+    across, along = weights
+    known = torch.isfinite(slopes).all(1)
+    with torch.no_grad():
+        r = residuals(cells.rays.flatten(2), cells.seen.flatten(2), motions, slopes.nan_to_num())
+        inside = cells.sigma.flatten(1) < 1.0
+        road = r.road.clamp_min(0.0)
+        misfit = r.along
+        if bend is not None:
+            misfit = misfit + bend[:, None] * r.parallax * road * (road / MEAN_ROAD - 1).clamp(-1.0, 2.0)
+        moving = known & (motions[:, :3].norm(dim=1) > 0.03)
+        ahead = inside & (road > 0.06) & (cells.rays[:, 0].flatten(1).abs() < 1.5 * road) & moving[:, None]
+    loss = cells.sigma.new_zeros(())
+    for weight, off, counts in ((across, r.across, inside), (along, misfit, ahead)):
+        own = (
+            2.5 * torch.log1p(off.square() * weight / 4) - 0.5 * weight.clamp_min(1e-6).log()
+        )  # Student, 4 degrees
+        loss = loss + (own * counts).sum() / counts.sum().clamp_min(1)
+    return loss
+
+
+def weigh_loss(outcome: Outcome, clip: CellClip, config: WeighConfig, camera_height: float) -> Tensor:
+    """Errors of motions over one, four and eight frames, of the road where it is known, the covariance's
+    likelihood, and that of the cells."""
+    loss = config.cell_loss * outcome.misfit + motion_error(outcome.motions, clip.motions)
     for steps in (4, 8):
         if steps <= clip.motions.shape[1]:
             loss = loss + motion_error(
@@ -498,7 +353,7 @@ class WeighRun:
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr * warm * fall
         outcome, state = follow(self.net, clip, self.carried[clip.group], config)
-        loss = weigh_loss(outcome, clip, self.net.config.camera_height)
+        loss = weigh_loss(outcome, clip, config, self.net.config.camera_height)
         self.optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, 1.0)

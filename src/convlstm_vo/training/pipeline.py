@@ -14,10 +14,11 @@ from convlstm_vo.models.checkpoint import build, save_checkpoint
 from convlstm_vo.models.config import preset
 from convlstm_vo.models.geometric import GeometricNet
 from convlstm_vo.progress import progress
+from convlstm_vo.training.cell_drives import cache_cells
 from convlstm_vo.training.config import TrainError
 from convlstm_vo.training.finetune import FinetuneOptions, run_finetune
 from convlstm_vo.training.flow import FlowConfig, train_flow
-from convlstm_vo.training.geometric import WeighConfig, cache_cells, train_weights
+from convlstm_vo.training.geometric import WeighConfig, train_weights
 from convlstm_vo.training.rendered import RenderedDrive, open_drive, render_drives
 
 _UNSEEN_SEED, _SEED = 9_000_000, 2_000_000  # far from the streets of `simulate` and from each other
