@@ -394,7 +394,8 @@ class GeometricNet(nn.Module):
         misfit = misfits.along + solution.bend * bend_derivative(misfits, along)
         seen = along / (1 + misfit.square() * along / 4)  # a lorry where the road should be is no road
         road = (seen[:, None] * misfits.J_along[:, :3].square()).sum((1, 2))
-        fit = _sure(cells.sigma.flatten(1)) / (1 + misfits.across.square() * across)
+        sigma = cells.sigma.flatten(1)  # what the ConvLSTM makes of a cell is no measure of what is seen
+        fit = _sure(sigma) / (1 + (misfits.across / (sigma * self.log_flow_sd[0].exp())).square())
         motion = torch.cat([solution.motion[:, :3] * height[:, None], solution.motion[:, 3:]], 1)
         return Estimate(motion, covariance, solution, fit.mean(1), road.clamp_min(1e-12).rsqrt(), trust)
 
