@@ -46,7 +46,7 @@ class WeighConfig:
     """carried; hidden-reset: the ConvLSTM forgets at each frame; none: the priors forget too."""
     bend: float = 0.03
     """Standard deviation of the systematic error of the road's flow (`bent`) that drives are given."""
-    cell_loss: float = 0.2
+    cell_loss: float = 0.1
     """Weight of the likelihood of each cell's own misfit with the true motion and road."""
     weigh: bool = True
     """False: geometry alone; only its standard deviations are learned."""
