@@ -58,7 +58,8 @@ class Memory:
 
     Attributes:
         known: (batch,) 0 before a motion has been seen, then 1; between after a search that found no road, or
-            nothing plausible, which need not be repeated with each frame. motion: (batch, 6) the last one, in camera heights.
+            nothing plausible, which need not be repeated with each frame.
+        motion: (batch, 6) the last one, in camera heights.
         slopes: (batch, 2) of the road in the newest frame. bend: (batch, 1), beyond a plane (`solver.py`).
         variance: (batch, 3, 3) of slopes and bend.
         mounting: (batch, 2) slopes of the road on average, i.e. roll and pitch of the camera on the car.
