@@ -259,3 +259,14 @@ def test_real_frames_dropped_or_backwards(hop):
     assert np.sign(found).tolist() == [np.sign(hop)] * len(found)
     assert np.abs(found).sum() == pytest.approx(true.sum(), rel=0.06)
     assert {t.status for t in tracked} == {"ok"}
+
+
+def test_a_thousand_cells_do_not_average_out_what_they_share():
+    net = load_checkpoint()
+    assert isinstance(net, GeometricNet)
+    weights = torch.rand(2, 1000, generator=torch.Generator().manual_seed(0)) + 0.5
+    bounds = (-2 * net.log_alike.detach()).exp()
+    for own in (weights, 1e6 * weights):
+        for shared, bound in zip(net.shared(own, own), bounds, strict=True):
+            assert (shared <= own).all()
+            assert (shared.sum(1) < bound * own.mean(1) * 1.2).all()  # that of so many equal cells, at most
