@@ -165,6 +165,9 @@ def run_pilots(results: dict[str, Any], drives: list[str], options: argparse.Nam
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=20, help="training time of each network")
+    parser.add_argument(
+        "--epochs", type=int, help="of each network; measured in a pilot and equally long if left out"
+    )
     parser.add_argument("--only", nargs="*", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation")
     parser.add_argument("--drives", type=int, default=14)
@@ -177,10 +180,11 @@ def main() -> None:
     options.threads = int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads()))
     results = finished(options, {key: getattr(options, key) for key in SETTINGS})
     drives, held_out = render(options)
-    run_pilots(results, drives, options)
+    if options.epochs is None:
+        run_pilots(results, drives, options)
     for variant in options.only:
         if not any((run["variant"], run["seed"]) == (variant, options.seed) for run in results["runs"]):
-            epochs = max(1, round(60 * options.minutes / results["seconds_per_epoch"][variant]))
+            epochs = options.epochs or max(1, round(60 * options.minutes / results["seconds_per_epoch"][variant]))
             results["runs"].append(measure(variant, epochs, drives, held_out, options))
             save_json(options.json, results)
     if results["runs"]:

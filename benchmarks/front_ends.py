@@ -50,7 +50,7 @@ from convlstm_vo.odometer import estimate_trajectory, working_size
 from convlstm_vo.progress import progress
 from convlstm_vo.sequences.base import Frame, Sequence
 from convlstm_vo.sequences.kitti import KittiSequence
-from convlstm_vo.training.flow import cell_values, make_pair
+from convlstm_vo.training.flow_data import good_pair, of_cells
 from convlstm_vo.training.rendered import RenderedDrive, in_memory, open_drive, random_sequence
 from convlstm_vo.world import KITTI_CAMERA, WorldSequence
 
@@ -198,11 +198,11 @@ class Pair:
 
 def pair_of(drive: RenderedDrive, index: int, number: int) -> Pair:
     """Frames index and index + 1, with a prediction as good as the last motion's; its noise follows from number."""
-    batch = make_pair(drive, index, index + 1, np.random.default_rng([1, number]), crop=None, clean=True)
+    batch = good_pair(drive, index, index + 1, number)
     intrinsics = torch.tensor(drive.intrinsics[None], dtype=torch.float32)
     rays = cell_rays(intrinsics, *batch.target.shape[-2:])
     slopes = road_slopes(torch.tensor(drive.road_plane[index : index + 1, :3], dtype=torch.float32))
-    sky = torch.from_numpy(cell_values(drive.inverse_depth(index)) == 0)
+    sky = torch.from_numpy(of_cells(drive.shares[index]) == 0)
     known = batch.valid & ~sky & (batch.target.norm(dim=1) > 0)
     expected = Expected(batch.predicted, road_corridor(rays, slopes))
     return Pair(View(batch.prev, batch.curr, intrinsics), expected, batch.target, known, batch.road)

@@ -12,7 +12,7 @@ from convlstm_vo.evaluation.dis import Expected, at_cells, dis_flow, guided_dis_
 from convlstm_vo.models.checkpoint import load_checkpoint
 from convlstm_vo.models.geometric import GeometricNet, View
 from convlstm_vo.models.scene import cell_rays, flow_of, road_inverse_depth, road_slopes
-from convlstm_vo.training.flow import make_pair
+from convlstm_vo.training.flow_data import good_pair
 from convlstm_vo.training.rendered import in_memory
 from convlstm_vo.world import KITTI_CAMERA, WorldSequence
 
@@ -74,7 +74,7 @@ def road_medians() -> dict[str, float]:
         sequence = WorldSequence(seed, frames=60, kind=kind, camera=camera)  # type: ignore[arg-type]
         for index in (15, 30, 45):
             drive = in_memory(sequence, [index, index + 1])
-            batch = make_pair(drive, 0, 1, np.random.default_rng(index), crop=None, clean=True)
+            batch = good_pair(drive, 0, 1, seed=index)
             intrinsics = torch.tensor(drive.intrinsics[None], dtype=torch.float32)
             view = View(batch.prev, batch.curr, intrinsics)
             slopes = road_slopes(torch.tensor(drive.road_plane[:1, :3], dtype=torch.float32))

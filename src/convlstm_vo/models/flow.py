@@ -18,6 +18,7 @@ STRIDE = 4  # pixels a cell
 _COARSE_RADIUS, _FINE_RADIUS = 4, 2  # cells of 8 pixels, cells of 4
 _IMAGES = 4  # learned channels at full resolution
 _STEPS = 3  # of Lucas-Kanade
+_TAPS = 5  # cells in a row that the final flow is a mean of
 _LEAST_CONTRAST = 1.5  # grey levels; asphalt has 3 to 8, sensor noise 1 to 3
 
 
@@ -40,7 +41,9 @@ class FlowNet(nn.Module):
         fine = (2 * _FINE_RADIUS + 1) ** 2 + c4 + 3 + 48 + 2
         self.fine = nn.Sequential(_conv(fine, 48), _conv(48, 32))
         self.fine_flow = nn.Conv2d(32, 2, 3, padding=1)
-        self.judge = nn.Sequential(_conv(32 + 8, 32), nn.Conv2d(32, 3, 3, padding=1))
+        self.near = _conv(32 + 8 + 2, 32)
+        self.around = nn.Sequential(_conv(32, 48, 2), _conv(48, 48), nn.Conv2d(48, 32, 1))
+        self.judge = nn.Sequential(_conv(32, 32), nn.Conv2d(32, 3 + _TAPS**2, 3, padding=1))
         self.sharpness = nn.Parameter(torch.tensor([10.0, 10.0]))
         self.log_damping = nn.Parameter(torch.tensor(-5.0))
         self.log_outlier = nn.Parameter(torch.tensor(0.0))
@@ -48,6 +51,8 @@ class FlowNet(nn.Module):
         for layer in (self.coarse_flow, self.fine_flow, self.judge[-1]):
             nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        with torch.no_grad():
+            self.judge[-1].bias[3 + _TAPS**2 // 2] = 4.0  # type: ignore[operator]  # begin with the cell's own flow
 
     def forward(self, prev: Tensor, curr: Tensor, predicted: Tensor) -> FlowField:
         """The flow from prev to curr.
@@ -77,11 +82,13 @@ class FlowNet(nn.Module):
         step, features = self._match(moved, _FINE_RADIUS, self.sharpness[1], self.fine, self.fine_flow, more)
         matched = STRIDE * (flow + step)  # pixels
         refined, evidence = self._refine(self.images(both).float(), predicted, matched)
-        verdict = self.judge(torch.cat([features, evidence.to(features.dtype)], 1)).float()
-        residual = refined + 0.5 * torch.tanh(verdict[:, :2])
+        # What a cell alone cannot see, the cells around it know: a mean of them, by how well each one fits.
+        near = self.near(torch.cat([features, evidence.to(features.dtype), refined.to(features.dtype)], 1))
+        verdict = self.judge(near + coarse_up(self.around(near))).float()
+        residual = blend(refined, verdict[:, 3:]) + 2.0 * torch.tanh(verdict[:, :2] / 2.0)
         return FlowField(
             predicted + residual,
-            verdict[:, 2:].clamp(-4.0, 5.0) - 1.0,
+            verdict[:, 2:3].clamp(-4.0, 5.0) - 1.0,
             (predicted + 8 * coarse_up(coarse), predicted + matched, predicted + refined),
         )
 
@@ -175,6 +182,16 @@ def normalise_contrast(images: Tensor) -> Tensor:
     mean, square = upsample(blocks, (images.shape[-2], images.shape[-1])).chunk(2, 1)
     deviation = (square - mean * mean).clamp_min(0).add(_LEAST_CONTRAST**2).rsqrt()
     return (images - mean) * deviation
+
+
+def blend(flow: Tensor, logits: Tensor) -> Tensor:
+    """At each cell a mean of the flow (batch, 2, rows, columns) of the cells around it, with weights given by
+    logits (batch, taps, rows, columns)."""
+    rows, columns = flow.shape[-2:]
+    reach = _TAPS // 2
+    padded = F.pad(flow, (reach, reach, reach, reach), mode="replicate")
+    around = [padded[..., y : y + rows, x : x + columns] for y in range(_TAPS) for x in range(_TAPS)]
+    return (torch.stack(around, 2) * logits.softmax(1)[:, None]).sum(2)
 
 
 def window(x: Tensor) -> Tensor:

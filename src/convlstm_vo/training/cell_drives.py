@@ -21,7 +21,7 @@ from convlstm_vo.geometry.files import replacing
 from convlstm_vo.models.flow import FlowNet
 from convlstm_vo.models.geometric import Cells, choose_cells
 from convlstm_vo.models.scene import canyon_inverse_depth, cell_rays, flow_of, road_inverse_depth, road_slopes
-from convlstm_vo.training.flow import change_light
+from convlstm_vo.training.flow_data import change_lights
 from convlstm_vo.training.rendered import RenderedDrive, open_drive
 
 MEAN_ROAD = 0.19  # inverse depth of the road on average, as the solver weighs it
@@ -86,7 +86,7 @@ def cells_of(net: FlowNet, drive: RenderedDrive, seed: int, *, plain: bool = Fal
     rays = cell_rays(intrinsics, images[0].shape[0] // 4, images[0].shape[1] // 4)
     motions, slopes, rows = [], [], []
     first: NDArray[np.float32] | None = None
-    wrong = mistaken(len(frames), rng)
+    wrong, light = mistaken(len(frames), rng), torch.Generator().manual_seed(int(rng.integers(2**62)))
     for k in range(len(frames) - 1):
         T = se3.relative(drive.T_world_camera[frames[k]], drive.T_world_camera[frames[k + 1]])
         T[:3, 3] /= drive.height_m
@@ -101,8 +101,9 @@ def cells_of(net: FlowNet, drive: RenderedDrive, seed: int, *, plain: bool = Fal
         tilted = torch.from_numpy((slopes[-1] + wrong[k, 1:] + rng.normal(0, noise, 2)).astype(np.float32))[None]
         motion = torch.from_numpy(guess)[None]
         predicted = flow_of(rays, canyon_inverse_depth(rays, tilted), motion, intrinsics).clamp(-1000, 1000)
-        pair = (images[k], images[k + 1]) if plain else change_light(images[k], images[k + 1], rng)
-        prev, curr = (torch.from_numpy(np.array(image, np.float32))[None, None] for image in pair)
+        prev, curr = (torch.from_numpy(np.array(image, np.float32))[None, None] for image in images[k : k + 2])
+        if not plain:
+            prev, curr = change_lights(prev, curr, light)
         with torch.autocast("cpu", torch.bfloat16):
             field = net(prev, curr, predicted)
         rows.append(packed_cells(choose_cells(rays, field, intrinsics, prev)))

@@ -32,7 +32,7 @@ from convlstm_vo.sequences.base import fit_image
 from convlstm_vo.sequences.kitti import KittiSequence, sequence_names
 from convlstm_vo.training.cell_drives import CellDrive, cached, packed_cells, pick_frames, predicted_motion, spoil
 from convlstm_vo.training.config import TrainError
-from convlstm_vo.training.flow import change_light
+from convlstm_vo.training.flow_data import change_lights
 from convlstm_vo.training.geometric import WeighConfig, first_memory, train_weights
 from convlstm_vo.training.weigh_state import weights_checksum
 
@@ -218,6 +218,7 @@ def cells_of_frames(net: GeometricNet, drive: OwnDrive, seed: int) -> CellDrive:
     motions: list[NDArray[np.float32]] = []
     rows, first = [], None
     packed, hidden = first_memory(torch.zeros(1, 6)), None
+    light = torch.Generator().manual_seed(int(rng.integers(2**62)))
     for (a, prev), (b, curr) in itertools.pairwise(_shown(drive, frames, rng)):
         T = se3.relative(drive.truth[a], drive.truth[b])
         T[:3, 3] /= drive.height_m
@@ -225,8 +226,8 @@ def cells_of_frames(net: GeometricNet, drive: OwnDrive, seed: int) -> CellDrive:
         guess = predicted_motion(motions, rng)
         first = guess if first is None else first
         memory = dataclasses.replace(Memory.unpack(packed), motion=torch.from_numpy(guess)[None])
-        grey = [torch.from_numpy(image)[None, None] for image in change_light(prev, curr, rng)]
-        cells = net.look(View(grey[0], grey[1], intrinsics), memory)
+        grey = [torch.from_numpy(image.astype(np.float32))[None, None] for image in (prev, curr)]
+        cells = net.look(View(*change_lights(grey[0], grey[1], light), intrinsics), memory)
         rows.append(packed_cells(cells))
         estimate, state = net.conclude(cells, memory, hidden)
         if float(estimate.evidence) >= LEAST_EVIDENCE:  # a covered frame tells nothing about the mounting

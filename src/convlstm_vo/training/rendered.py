@@ -20,7 +20,7 @@ from convlstm_vo.world import Mount, WorldSequence
 from convlstm_vo.world.plan import generator
 
 NEAREST_M = 2.0  # inverse depths are kept as 16-bit shares of 1 / NEAREST_M
-_STEPS = 65535
+SHARES = 65535
 _RATES = (5.0, 7.0, 10.0, 10.0, 10.0, 10.0, 15.0, 20.0)
 _ROADS = ("town", "town", "town", "country", "country", "motorway")
 _VERSION = 2
@@ -53,7 +53,7 @@ class RenderedDrive:
 
     def inverse_depth(self, index: int) -> NDArray[np.float32]:
         """(height, width) 1 / metres."""
-        return self.shares[index].astype(np.float32) / np.float32(_STEPS * NEAREST_M)
+        return self.shares[index].astype(np.float32) / np.float32(SHARES * NEAREST_M)
 
     def moving_mask(self, index: int) -> NDArray[np.bool_]:
         """(height, width)."""
@@ -93,7 +93,7 @@ def in_memory(sequence: WorldSequence, frames: Sequence[int]) -> RenderedDrive:
     for k, index in enumerate(frames):
         frame, truth = sequence.frame_and_truth(index)
         images[k] = frame.image
-        shares[k] = np.clip(_STEPS * NEAREST_M / truth.depth + 0.5, 0, _STEPS)
+        shares[k] = np.clip(SHARES * NEAREST_M / truth.depth + 0.5, 0, SHARES)
         moving[k] = np.packbits(truth.moving, axis=-1)
     return RenderedDrive(
         sequence.name,
