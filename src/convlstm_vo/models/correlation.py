@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from convlstm_vo.models import kernels
+
 _BLOCK = 8
 
 
@@ -23,6 +25,8 @@ def correlate(prev: Tensor, curr: Tensor, radius: int) -> Tensor:
     Returns:
         (batch, (2 radius + 1)^2, height, width); displacements row by row, from (-radius, -radius) as (y, x) on.
     """
+    if kernels.usable(prev, curr):
+        return kernels.correlate(prev, curr, radius)
     batch, _, height, width = prev.shape
     rows, columns = -(-height // _BLOCK), -(-width // _BLOCK)
     reach = _BLOCK + 2 * radius

@@ -1,6 +1,6 @@
-"""The two inner loops of the default network, fused for a CPU: Lucas-Kanade and Gauss-Newton.
+"""The inner loops of the default network, fused for a CPU: matching, Lucas-Kanade and Gauss-Newton.
 
-Both do exactly what the torch code in `flow.py` and `solver.py` does, which stays the definition, carries the
+They do exactly what the torch code in `flow.py` and `solver.py` does, which stays the definition, carries the
 gradients and runs on other devices; the tests hold them against it. In torch a frame costs some thousand small
 operations and passes over full images; compiled once (a few seconds, kept on disk) they cost a tenth.
 """
@@ -30,6 +30,47 @@ def usable(*tensors: Tensor) -> bool:
     return all(
         t.device.type == "cpu" and t.dtype == torch.float32 and not (wanted and t.requires_grad) for t in tensors
     )
+
+
+# --- matching -----------------------------------------------------------------------------------------------------
+
+
+def correlate(prev: Tensor, curr: Tensor, radius: int) -> Tensor:
+    """`correlation.correlate`, of features (batch, channels, height, width)."""
+    batch, channels, height, width = prev.shape
+    out = np.empty((batch, (2 * radius + 1) ** 2, height, width), np.float32)
+    for i in range(batch):
+        here = np.ascontiguousarray(prev[i].numpy())
+        there = np.zeros((channels, height, width + 2 * radius), np.float32)
+        there[:, :, radius : radius + width] = curr[i].numpy()
+        by_rows(_correlate, height, here, there, radius, out[i])
+    return torch.from_numpy(out)
+
+
+@_njit
+def _correlate(first, last, here, there, radius, out):  # type: ignore[no-untyped-def]
+    """Products of each cell with those around it; ``there`` has a margin of zeros to the left and right."""
+    channels, height, width = here.shape
+    size = 2 * radius + 1
+    for i in range(first, last):
+        for dy in range(size):
+            y = i + dy - radius
+            for dx in range(size):
+                row = out[dy * size + dx, i]
+                row[:] = np.float32(0)
+                if y < 0 or y >= height:
+                    continue
+                for c in range(0, channels - 3, 4):
+                    for j in range(width):
+                        row[j] += (
+                            here[c, i, j] * there[c, y, j + dx]
+                            + here[c + 1, i, j] * there[c + 1, y, j + dx]
+                            + here[c + 2, i, j] * there[c + 2, y, j + dx]
+                            + here[c + 3, i, j] * there[c + 3, y, j + dx]
+                        )
+                for c in range(channels - channels % 4, channels):
+                    for j in range(width):
+                        row[j] += here[c, i, j] * there[c, y, j + dx]
 
 
 # --- Lucas-Kanade -------------------------------------------------------------------------------------------------
