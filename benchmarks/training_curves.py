@@ -29,7 +29,8 @@ def main() -> None:
     flow, weights = rows(options.logs / "flow.jsonl"), rows(options.logs / "weights.jsonl")
     figure, axes = plt.subplots(1, 4, figsize=(16, 3.4), layout="constrained")
     for axis, log, name in ((axes[0], flow, "flow: loss"), (axes[2], weights, "weights: loss")):
-        axis.plot([row["step"] for row in log], [row["loss"] for row in log], lw=1)
+        some = [row for row in log if "loss" in row]
+        axis.plot([row["step"] for row in some], [row["loss"] for row in some], lw=1)
         axis.set(title=name, xlabel="update")
     for key, label in (("road_median", "road"), ("other_median", "elsewhere")):
         some = [row for row in flow if key in row]

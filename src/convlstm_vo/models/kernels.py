@@ -21,6 +21,8 @@ from torch import Tensor
 # No reassociation and NaN is respected: a coordinate that is not a number must not become an address.
 _njit: Any = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz"})
 
+_0, _1 = np.uintp(0), np.uintp(1)
+
 
 def usable(*tensors: Tensor) -> bool:
     """Whether the kernels can take these: float32 on the CPU, no gradient wanted of them, no export going on."""
@@ -197,60 +199,73 @@ def _pool(first, last, blocks, out):  # type: ignore[no-untyped-def]
 
 @_njit
 def _misfits(first, last, here, there, gradient, total, outlier, blocks):  # type: ignore[no-untyped-def]
-    """Gradient times error, energy and trust of the second image warped onto the first, summed over 2x2 pixels."""
+    """Gradient times error, energy and trust of the second image warped onto the first, summed over 2x2 pixels.
+
+    Indices are unsigned, or numba asks at each access whether one counts from the end.
+    """
     height, width, channels = here.shape
-    rows, columns = total.shape[1], total.shape[2]
-    one = np.float32(1)
+    zero, one = np.float32(0), np.float32(1)
+    bottom, right = np.uintp(height - 1), np.uintp(width - 1)
+    us, vs = np.empty(width, np.float32), np.empty(width, np.float32)
     for i in range(first, last):
-        for j in range(width // 2):
-            sx, sy, se, st = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
-            for y in range(2 * i, 2 * i + 2):
-                # The field between four cells, as torch interpolates it (align_corners=False).
-                fy = max(np.float32(0), (np.float32(y) + np.float32(0.5)) * np.float32(0.25) - np.float32(0.5))
-                y0 = int(fy)
-                y1 = min(y0 + 1, rows - 1)
-                wy = fy - np.float32(y0)
-                for x in range(2 * j, 2 * j + 2):
-                    fx = max(np.float32(0), (np.float32(x) + np.float32(0.5)) * np.float32(0.25) - np.float32(0.5))
-                    x0 = int(fx)
-                    x1 = min(x0 + 1, columns - 1)
-                    wx = fx - np.float32(x0)
+        blocks[i] = zero
+        for y in (np.uintp(2 * i), np.uintp(2 * i + 1)):
+            _field_row(np.float32(y), total, us, vs)
+            for j in range(width // 2):
+                sx, sy, se, st = zero, zero, zero, zero
+                for x in (np.uintp(2 * j), np.uintp(2 * j + 1)):
+                    px, py = np.float32(x) + us[x], np.float32(y) + vs[x]
+                    if not px > 0:  # also what is not a number
+                        px = zero
+                    elif px > right:
+                        px = np.float32(right)
+                    if not py > 0:
+                        py = zero
+                    elif py > bottom:
+                        py = np.float32(bottom)
+                    x0, y0 = np.uintp(px), np.uintp(py)
+                    x1, y1 = min(x0 + _1, right), min(y0 + _1, bottom)
+                    wx, wy = px - np.float32(x0), py - np.float32(y0)
                     w00, w01 = (one - wy) * (one - wx), (one - wy) * wx
                     w10, w11 = wy * (one - wx), wy * wx
-                    u = w00 * total[0, y0, x0] + w01 * total[0, y0, x1]
-                    u += w10 * total[0, y1, x0] + w11 * total[0, y1, x1]
-                    v = w00 * total[1, y0, x0] + w01 * total[1, y0, x1]
-                    v += w10 * total[1, y1, x0] + w11 * total[1, y1, x1]
-                    px, py = np.float32(x) + u, np.float32(y) + v
-                    if not px > 0:  # also what is not a number
-                        px = np.float32(0)
-                    elif px > width - 1:
-                        px = np.float32(width - 1)
-                    if not py > 0:
-                        py = np.float32(0)
-                    elif py > height - 1:
-                        py = np.float32(height - 1)
-                    x0, y0b = int(px), int(py)
-                    x1, y1b = min(x0 + 1, width - 1), min(y0b + 1, height - 1)
-                    wx, wyb = px - np.float32(x0), py - np.float32(y0b)
-                    w00, w01 = (one - wyb) * (one - wx), (one - wyb) * wx
-                    w10, w11 = wyb * (one - wx), wyb * wx
-                    energy, bx, by = np.float32(0), np.float32(0), np.float32(0)
-                    for c in range(channels):
-                        e = w00 * there[y0b, x0, c] + w01 * there[y0b, x1, c]
-                        e += w10 * there[y1b, x0, c] + w11 * there[y1b, x1, c] - here[y, x, c]
+                    energy, bx, by = zero, zero, zero
+                    for c in range(np.uintp(channels)):
+                        e = w00 * there[y0, x0, c] + w01 * there[y0, x1, c]
+                        e += w10 * there[y1, x0, c] + w11 * there[y1, x1, c] - here[y, x, c]
                         energy += e * e
-                        bx += gradient[y, x, 0, c] * e
-                        by += gradient[y, x, 1, c] * e
+                        bx += gradient[y, x, _0, c] * e
+                        by += gradient[y, x, _1, c] * e
                     trust = outlier / (outlier + energy)
                     sx += bx * trust
                     sy += by * trust
                     se += energy * trust
                     st += trust
-            blocks[i, j, 0] = sx
-            blocks[i, j, 1] = sy
-            blocks[i, j, 2] = se
-            blocks[i, j, 3] = st
+                blocks[i, j, 0] += sx
+                blocks[i, j, 1] += sy
+                blocks[i, j, 2] += se
+                blocks[i, j, 3] += st
+
+
+@_njit
+def _field_row(y, total, us, vs):  # type: ignore[no-untyped-def]
+    """A field at cells of 4x4, at each pixel of row y, as torch interpolates it (align_corners=False)."""
+    zero, one, half, quarter = np.float32(0), np.float32(1), np.float32(0.5), np.float32(0.25)
+    bottom, right = np.uintp(total.shape[1] - 1), np.uintp(total.shape[2] - 1)
+    fy = max(zero, (y + half) * quarter - half)
+    y0 = np.uintp(fy)
+    y1, wy = min(y0 + _1, bottom), fy - np.float32(y0)
+    for x in range(np.uintp(len(us))):
+        fx = max(zero, (np.float32(x) + half) * quarter - half)
+        x0 = np.uintp(fx)
+        x1, wx = min(x0 + _1, right), fx - np.float32(x0)
+        w00, w01 = (one - wy) * (one - wx), (one - wy) * wx
+        w10, w11 = wy * (one - wx), wy * wx
+        us[x] = (
+            w00 * total[_0, y0, x0] + w01 * total[_0, y0, x1] + w10 * total[_0, y1, x0] + w11 * total[_0, y1, x1]
+        )
+        vs[x] = (
+            w00 * total[_1, y0, x0] + w01 * total[_1, y0, x1] + w10 * total[_1, y1, x0] + w11 * total[_1, y1, x1]
+        )
 
 
 @_njit
