@@ -44,8 +44,6 @@ _SEARCHED = (
     *((0.4, turn) for turn in (-0.08, 0.08)),
 )
 _PATIENCE = 0.1  # of `Memory.known` a frame: where a search has found no road, the next one waits for 10 frames
-_DOUBT = 0.6  # `Memory.known` after a search whose best is hardly plausible: it is looked at again 4 frames later
-_LEAST_PLAUSIBLE = 0.02  # of a search's best; half of the right ones have more than 0.07, wrong ones 0.001 to 0.03
 LEAST_EVIDENCE = 0.04  # of the image; a covered lens has less than 0.01, real streets 0.2 to 0.6
 LEAST_CONTRAST = 2.0  # standard deviation of an image's grey levels; an even image shows no motion
 _NEAR = 0.08  # slope under the horizon of the road that a search looks at: within 12 camera heights
@@ -57,8 +55,8 @@ class Memory:
     """What is remembered beside the ConvLSTM's state; all zero before the first frame.
 
     Attributes:
-        known: (batch,) 0 before a motion has been seen, then 1; between after a search that found no road, or
-            nothing plausible, which need not be repeated with each frame.
+        known: (batch,) 0 before a motion has been seen, then 1; between after a search that found no road, which
+            need not be repeated with each frame.
         motion: (batch, 6) the last one, in camera heights.
         slopes: (batch, 2) of the road in the newest frame. bend: (batch, 1), beyond a plane (`solver.py`).
         variance: (batch, 3, 3) of slopes and bend.
@@ -204,23 +202,17 @@ class GeometricNet(nn.Module):
         # Houses and clouds alone fit many a speed: a motion under which no road is seen may be a wrong one.
         no_road = (found[0].road_sd > LEAST_ROAD) & (memory.known > 1 - _PATIENCE / 2)
         weak = (memory.known == 0) | (found[0].evidence < LEAST_EVIDENCE) | no_road
-        due = (memory.known > 1 - 1.5 * _PATIENCE) & (memory.known < 1 - 0.5 * _PATIENCE)
-        if bool(due.any()):
-            weak = weak | (due & (self.plausibility(cells, found[0]) < _LEAST_PLAUSIBLE))
         weak = weak & view.shows_something()  # under a covered lens there is nothing to search
         if bool(weak.any()):
             again = dataclasses.replace(memory, motion=self.search(view, memory))
             there = self.look(view, again)
             other = self.conclude(there, again, hidden)
-            score, before = self.plausibility(there, other[0]), self.plausibility(cells, found[0])
-            better = score > before
+            better = self.plausibility(there, other[0]) > self.plausibility(cells, found[0])
             # A known motion is given up only for one that brings the road back: clouds alone prefer to stand still.
             better = better & ((memory.known == 0) | (other[0].road_sd < LEAST_ROAD))
             found = _select(weak & better, other, found)
-            doubt = weak & (torch.maximum(score, before) < _LEAST_PLAUSIBLE)
             rests = weak & (found[0].road_sd > LEAST_ROAD)
-            known = torch.where(doubt, _DOUBT, found[1][-1][:, 0])
-            found[1][-1][:, 0] = torch.where(rests, _PATIENCE, known)
+            found[1][-1][:, 0] = torch.where(rests, _PATIENCE, found[1][-1][:, 0])
         estimate, state = found
         lost = estimate.evidence < LEAST_EVIDENCE
         if bool(lost.any()):
