@@ -11,6 +11,11 @@ import statistics
 from pathlib import Path
 
 import numpy as np
+
+from convlstm_vo.environment import set_for_streaming
+
+set_for_streaming()  # as `convlstm-vo run` does; torch must not be there yet
+
 import torch
 
 from convlstm_vo.geometry.camera import Camera

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from convlstm_vo import cli
+from convlstm_vo.environment import training_environment
 from convlstm_vo.geometry.trajectory import Trajectory
 from convlstm_vo.models.config import preset
 from convlstm_vo.models.network import OdometryNet
@@ -71,7 +71,7 @@ def network_seconds(options: argparse.Namespace) -> list[float]:
     names = ("preset", "height", "width", "batch_size", "steps", "precision")
     arguments = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in names]
     command = [sys.executable, __file__, *arguments, "--network-only"]
-    ended = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=cli.training_environment(os.environ))
+    ended = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=training_environment(os.environ))
     return json.loads(ended.stdout)
 
 

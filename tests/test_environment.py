@@ -1,4 +1,4 @@
-"""What the process that trains finds in its environment: our settings where the user has none."""
+"""What our processes find in their environment: our settings where the user has none."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from convlstm_vo.cli import training_environment
+from convlstm_vo.environment import set_for_streaming, training_environment
 
 SETTINGS = {
     "MALLOC_MMAP_MAX_": "0",
@@ -37,9 +37,9 @@ def test_other_tunables_are_kept_beside_ours() -> None:
 def test_the_process_starts_again_once() -> None:
     code = (
         "import json, os\n"
-        "from convlstm_vo import cli\n"
+        "from convlstm_vo import environment\n"
         "print('started', flush=True)\n"
-        "cli._restart_with_environment()\n"
+        "environment.restart_for_training()\n"
         "print(json.dumps(dict(os.environ)))\n"
     )
     ours = {*SETTINGS, "CONVLSTM_VO_RESTARTED", "PYTEST_VERSION", "PYTEST_CURRENT_TEST"}
@@ -50,3 +50,38 @@ def test_the_process_starts_again_once() -> None:
     *starts, found = shown.splitlines()
     assert starts == ["started", "started"]
     assert SETTINGS.items() - json.loads(found).items() == {("MALLOC_TRIM_THRESHOLD_", "100000000000")}
+
+
+@pytest.mark.parametrize(
+    ("loaded", "own", "expected"),
+    [
+        (False, {}, "10000"),
+        (False, {"GOMP_SPINCOUNT": "7"}, "7"),
+        (False, {"OMP_WAIT_POLICY": "PASSIVE"}, None),
+        (True, {}, None),
+    ],
+)
+def test_single_frames_wait_briefly(monkeypatch, loaded, own, expected) -> None:
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    if loaded:
+        monkeypatch.setitem(sys.modules, "torch", sys)
+    monkeypatch.setattr(os, "environ", dict(own))
+    set_for_streaming()
+    assert os.environ.get("GOMP_SPINCOUNT") == expected
+
+
+def test_run_sets_it_before_torch_is_loaded() -> None:
+    code = (
+        "import os, sys\n"
+        "from convlstm_vo import cli\n"
+        "try:\n"
+        "    cli.main(['run', '/nowhere'])\n"
+        "finally:\n"
+        "    print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)\n"
+    )
+    environment = {
+        key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    }
+    command = [sys.executable, "-c", code]
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60).stdout
+    assert shown.split() == ["10000", "True"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from convlstm_vo.models import kernels
-from convlstm_vo.models.correlation import correlate
+from convlstm_vo.models.correlation import correlate, cosines
 from convlstm_vo.models.flow import FlowNet
 from convlstm_vo.models.scene import canyon_inverse_depth, cell_rays, flow_of, flow_to_rays, road_inverse_depth
 from convlstm_vo.models.solver import Priors, solve
@@ -24,7 +24,7 @@ def by_torch(monkeypatch: pytest.MonkeyPatch):
     return run
 
 
-@pytest.mark.parametrize(("channels", "height", "width", "radius"), [(32, 9, 21, 2), (7, 12, 5, 4), (3, 1, 1, 1)])
+@pytest.mark.parametrize(("channels", "height", "width", "radius"), [(32, 9, 21, 2), (7, 12, 5, 4), (3, 1, 2, 1)])
 @torch.no_grad()
 def test_matching(by_torch, channels, height, width, radius):
     generator = torch.Generator().manual_seed(channels)
@@ -33,6 +33,10 @@ def test_matching(by_torch, channels, height, width, radius):
     found = correlate(prev, curr, radius)
     torch.testing.assert_close(found, by_torch(lambda: correlate(prev, curr, radius)), atol=1e-5, rtol=1e-5)
     assert float(found.abs().max()) > 0.1
+    prev[:, :, 0, 0] = 0  # no features, no angle
+    found = cosines(prev, curr, radius)
+    torch.testing.assert_close(found, by_torch(lambda: cosines(prev, curr, radius)), atol=1e-6, rtol=1e-5)
+    assert float(found[:, :, 0, 0].abs().max()) == 0 and 0.1 < float(found.abs().max()) < 1 + 1e-6
 
 
 @pytest.mark.parametrize(("threads", "batch"), [(1, 2), (2, 1)])

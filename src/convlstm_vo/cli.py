@@ -8,12 +8,13 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import tyro
 
+from convlstm_vo import environment
 from convlstm_vo.errors import ConvlstmVoError
 
 if TYPE_CHECKING:
@@ -24,18 +25,6 @@ if TYPE_CHECKING:
     from convlstm_vo.training.config import TrainConfig
 
 Options = TypeVar("Options")
-
-# glibc gives large blocks back to the kernel after each step and faults them in again for the next; keeping them,
-# in huge pages, makes CPU training up to 1.4 times faster. It is read when a process starts, so it starts again.
-# Threads that sleep while they wait, instead of spinning, do not stall when anything else runs on the machine.
-_ENVIRONMENT = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "100000000000",
-    "MALLOC_TOP_PAD_": "500000000",
-    "OMP_WAIT_POLICY": "PASSIVE",
-}
-_HUGE_PAGES = "glibc.malloc.hugetlb"
-_RESTARTED = "CONVLSTM_VO_RESTARTED"  # set in a process that has started again, which must not do so without end
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -91,7 +80,7 @@ def _console() -> Console:
 
 def train(argv: list[str]) -> None:
     """train a network on a KITTI-layout tree (--preset NAME, --config RECIPE.toml, --resume)"""
-    _restart_with_environment()
+    environment.restart_for_training()
     # A cluster's notice that time is up is treated as Ctrl-C: save, and stop.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     config = parse_train(argv)
@@ -131,21 +120,6 @@ def parse_train(argv: list[str]) -> TrainConfig:
     return _parse(TrainConfig, "train", rest, update(default, recipe, str(first.config)))
 
 
-def training_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Environment variables of a process that trains: those given, which win, and what speed needs beside them."""
-    tunables = environment.get("GLIBC_TUNABLES", "")
-    if f"{_HUGE_PAGES}=" not in tunables:
-        tunables = ":".join(filter(None, (tunables, f"{_HUGE_PAGES}=1")))
-    return {**_ENVIRONMENT, **environment, "GLIBC_TUNABLES": tunables, _RESTARTED: "1"}
-
-
-def _restart_with_environment() -> None:
-    """Start this process again with an allocator that keeps its memory (Linux with glibc)."""
-    if sys.platform != "linux" or _RESTARTED in os.environ or "PYTEST_VERSION" in os.environ:
-        return
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], training_environment(os.environ))
-
-
 def shard(argv: list[str]) -> None:
     """pack a KITTI-layout tree into shards, for `train --shards` on collections too large for one disk"""
     from convlstm_vo.training.packing import ShardOptions, pack
@@ -155,7 +129,7 @@ def shard(argv: list[str]) -> None:
 
 def train_geometric(argv: list[str]) -> None:
     """train the default network from nothing: render streets, flow, weights; or --finetune it on your own frames"""
-    _restart_with_environment()
+    environment.restart_for_training()
     from convlstm_vo.training.pipeline import GeometricOptions, run_geometric
 
     print(f"Checkpoint: {run_geometric(_parse(GeometricOptions, 'train-geometric', argv))}")
@@ -166,6 +140,7 @@ def train_geometric(argv: list[str]) -> None:
 
 def evaluate(argv: list[str]) -> None:
     """measure a checkpoint and trivial baselines on sequences with ground truth; table, JSON, HTML report"""
+    environment.set_for_streaming()
     from convlstm_vo.evaluation.run import EvaluateOptions, run_evaluation
 
     run_evaluation(_parse(EvaluateOptions, "evaluate", argv), f"convlstm-vo evaluate {shlex.join(argv)}")
@@ -241,6 +216,7 @@ class RunOptions:
 
 def run(argv: list[str]) -> None:
     """turn a video, a folder of images, a KITTI sequence or a live camera into a trajectory and a picture"""
+    environment.set_for_streaming()
     from convlstm_vo.evaluation.report import trajectory_picture
     from convlstm_vo.models.checkpoint import DEFAULT_CHECKPOINT
     from convlstm_vo.odometer import VisualOdometry
@@ -333,6 +309,7 @@ class CalibrateOptions:
 
 def calibrate(argv: list[str]) -> None:
     """find a vehicle's camera height and mounting from a drive of known length"""
+    environment.set_for_streaming()
     from convlstm_vo.calibration import CalibrationError, VehicleCalibration
     from convlstm_vo.geometry.trajectory import read_trajectory
     from convlstm_vo.odometer import VisualOdometry
@@ -392,7 +369,7 @@ def simulate(argv: list[str]) -> None:
 
 def demo(argv: list[str]) -> None:
     """simulate drives, train `tiny` on them, evaluate on an unseen one, all in minutes; ends with a report"""
-    _restart_with_environment()
+    environment.restart_for_training()
     from convlstm_vo.demo import DemoOptions, run_demo
 
     run_demo(_parse(DemoOptions, "demo", argv))

@@ -9,6 +9,7 @@ from torch import Tensor
 from convlstm_vo.models import kernels
 
 _BLOCK = 8
+_LEAST_SQUARE = 1e-6  # added to the square of a feature's length
 
 
 def correlate(prev: Tensor, curr: Tensor, radius: int) -> Tensor:
@@ -37,6 +38,18 @@ def correlate(prev: Tensor, curr: Tensor, radius: int) -> Tensor:
     matches = _displaced(products, radius)  # (batch * blocks, 8, 8, 2 radius + 1, 2 radius + 1)
     matches = matches.unflatten(0, (batch, rows, columns)).flatten(5).permute(0, 5, 1, 3, 2, 4)
     return matches.reshape(batch, -1, rows * _BLOCK, columns * _BLOCK)[:, :, :height, :width]
+
+
+def cosines(prev: Tensor, curr: Tensor, radius: int) -> Tensor:
+    """`correlate` of features of length 1: the cosines of the angles between them; of no features, 0."""
+    prev, curr = prev.float(), curr.float()
+    if kernels.usable(prev, curr):
+        return kernels.correlate(prev, curr, radius, _LEAST_SQUARE)
+    return correlate(_unit(prev), _unit(curr), radius)
+
+
+def _unit(features: Tensor) -> Tensor:
+    return features * (features * features).sum(1, keepdim=True).add(_LEAST_SQUARE).rsqrt()
 
 
 def _windows(x: Tensor, rows: int, columns: int, size: int) -> Tensor:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convlstm_vo.models import kernels
-from convlstm_vo.models.correlation import correlate, expected_displacement
+from convlstm_vo.models.correlation import cosines, expected_displacement
 
 STRIDE = 4  # pixels a cell
 _COARSE_RADIUS, _FINE_RADIUS = 4, 2  # cells of 8 pixels, cells of 4
@@ -102,11 +102,9 @@ class FlowNet(nn.Module):
         more: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Displacement in cells (batch, 2, rows, columns) and features, from those (2 batch, ...) of both."""
-        f32 = f.float()
-        a, b = (f32 * (f32 * f32).sum(1, True).add(1e-6).rsqrt()).chunk(2)
-        matches = correlate(a, b, radius)
+        context, other = f.chunk(2)
+        matches = cosines(context, other, radius)
         guess, unique = expected_displacement(matches, sharpness)
-        context = f.chunk(2)[0]
         inputs = [matches.to(f.dtype), context, guess.to(f.dtype), unique.to(f.dtype)]
         features = layers(torch.cat(inputs + ([] if more is None else [more]), 1))
         return guess + head(features).float(), features

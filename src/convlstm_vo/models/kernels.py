@@ -37,16 +37,34 @@ def usable(*tensors: Tensor) -> bool:
 # --- matching -----------------------------------------------------------------------------------------------------
 
 
-def correlate(prev: Tensor, curr: Tensor, radius: int) -> Tensor:
-    """`correlation.correlate`, of features (batch, channels, height, width)."""
+def correlate(prev: Tensor, curr: Tensor, radius: int, least: float | None = None) -> Tensor:
+    """`correlation.correlate` of features (batch, channels, height, width); with ``least``, its `cosines`."""
     batch, channels, height, width = prev.shape
     out = np.empty((batch, (2 * radius + 1) ** 2, height, width), np.float32)
+    pair = [features.permute(0, 2, 3, 1).numpy() for features in (prev, curr)]
+    here, there = (np.zeros((channels, height, width + 2 * margin), np.float32) for margin in (0, radius))
     for i in range(batch):
-        here = np.ascontiguousarray(prev[i].numpy())
-        there = np.zeros((channels, height, width + 2 * radius), np.float32)
-        there[:, :, radius : radius + width] = curr[i].numpy()
+        by_rows(_planes, height, pair[0][i], least is not None, np.float32(least or 0), here)
+        by_rows(_planes, height, pair[1][i], least is not None, np.float32(least or 0), there)
         by_rows(_correlate, height, here, there, radius, out[i])
     return torch.from_numpy(out)
+
+
+@_njit
+def _planes(first, last, features, normalise, least, out):  # type: ignore[no-untyped-def]
+    """Features (height, width, channels), to length 1 if wanted, as planes with a margin to the left and right."""
+    width, channels = features.shape[1:]
+    margin = np.uintp((out.shape[2] - width) // 2)
+    factor = np.float32(1)
+    for i in range(np.uintp(first), np.uintp(last)):
+        for j in range(np.uintp(width)):
+            if normalise:
+                square = least
+                for c in range(np.uintp(channels)):
+                    square += features[i, j, c] * features[i, j, c]
+                factor = np.float32(1) / np.sqrt(square)
+            for c in range(np.uintp(channels)):
+                out[c, i, j + margin] = features[i, j, c] * factor
 
 
 @_njit
