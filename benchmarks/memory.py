@@ -3,7 +3,7 @@
 python benchmarks/memory.py --json memory.json
 
 Peaks are resident memory of whole processes. A dry run of the same command tells what Python and libraries take
-without any training; the estimate is of what comes on top of that.
+without any training.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def test_estimates_grow_and_shrink_as_memory_does(tmp_path: Path) -> None:
     one, two = (estimate_memory(config, lanes, CPU, "fp32") for lanes in (1, 2))
     half = estimate_memory(config, 2, CPU, "bf16")
     assert two.activations == 2 * one.activations > half.activations
-    assert two.total == two.weights + two.activations + two.images
+    assert two.total == two.weights + two.activations + two.images + two.libraries
 
 
 def test_too_little_memory_is_told_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

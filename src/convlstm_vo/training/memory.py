@@ -16,6 +16,7 @@ from convlstm_vo.training.config import TrainConfig, TrainError
 
 _GIB = 2**30
 _BYTES_A_WEIGHT = 4 + 4 + 8  # itself, its gradient, Adam's two moments
+_PARTS = ("weights", "activations", "images", "libraries")
 _REMEDIES = (
     "lower --batch-size (and raise --accumulate by as much, for the same updates), --time-steps or the size of "
     "images (--model.image-height, --model.image-width), or add --checkpoint-activations"
@@ -24,7 +25,7 @@ _REMEDIES = (
 
 @dataclasses.dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes that one process needs at the peak of a step, beside Python and libraries (about half a GiB)."""
+    """Bytes that one process needs at the peak of a step."""
 
     weights: int
     """Weights, gradients, Adam's moments, the moving average."""
@@ -32,13 +33,15 @@ class MemoryEstimate:
     """What the forward pass keeps for the backward pass."""
     images: int
     """Batches: one in use as float32, the next one waiting as uint8."""
+    libraries: int = int(0.7 * _GIB)
+    """Python, libraries and their work space; 0.5 to 0.65 GiB were measured (benchmarks/memory.py)."""
 
     @property
     def total(self) -> int:
-        return self.weights + self.activations + self.images
+        return self.weights + self.activations + self.images + self.libraries
 
     def __str__(self) -> str:
-        parts = (f"{name} {getattr(self, name) / _GIB:.2f}" for name in ("weights", "activations", "images"))
+        parts = (f"{name} {getattr(self, name) / _GIB:.2f}" for name in _PARTS)
         return f"{self.total / _GIB:.2f} GiB ({', '.join(parts)})"
 
 
