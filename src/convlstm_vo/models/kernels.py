@@ -156,7 +156,12 @@ def _pool_of(threads: int) -> ThreadPoolExecutor:
 
 def by_rows(kernel: Callable[..., None], rows: int, *arguments: Any) -> None:
     """Run a kernel (first row, last row, ...) on strips of rows, one for each thread that torch may use."""
-    threads = min(torch.get_num_threads(), max(1, rows // 8))
+    by_strips(kernel, rows, 8, *arguments)
+
+
+def by_strips(kernel: Callable[..., None], rows: int, least: int, *arguments: Any) -> None:
+    """`by_rows`, with at least so many rows in a strip."""
+    threads = min(torch.get_num_threads(), max(1, rows // least))
     if threads == 1:
         kernel(0, rows, *arguments)
         return
@@ -324,8 +329,7 @@ def gauss_newton(
     known = [np.ascontiguousarray(t.detach().numpy().astype(np.float64)) for t in priors]
     at = start.detach().numpy().astype(np.float64)
     H = np.empty((len(at), 9, 9))
-    for i in range(len(at)):
-        _gauss_newton(*(c[i] for c in cells), *(k[i] for k in known), at[i], H[i], steps, tolerance)
+    by_strips(_solve_all, len(at), 1, *cells, *known, at, H, steps, tolerance)
     return torch.from_numpy(at.astype(np.float32)), torch.from_numpy(H.astype(np.float32))
 
 
@@ -522,3 +526,14 @@ def _gauss_newton(  # type: ignore[no-untyped-def]
         for k in range(6, 8):
             at[k] = min(max(at[k] + min(max(delta[k], -0.1), 0.1), -0.3), 0.3)
         at[8] = min(max(at[8] + delta[8], -0.3), 0.3)
+
+
+@_njit
+def _solve_all(  # type: ignore[no-untyped-def]
+    first, last, rays, seen, across, along, motion, motion_information, road, road_information, climb_sd, at, H,
+    steps, tolerance,
+):  # fmt: skip
+    """A strip of a batch."""
+    for i in range(first, last):
+        _gauss_newton(rays[i], seen[i], across[i], along[i], motion[i], motion_information[i], road[i],
+                      road_information[i], climb_sd[i], at[i], H[i], steps, tolerance)  # fmt: skip

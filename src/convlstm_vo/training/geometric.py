@@ -336,6 +336,7 @@ class WeighRun:
         torch.manual_seed(config.seed)
         net.train()
         net.mixed = True
+        net.weigher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._parameters = [p for name, p in net.named_parameters() if name.startswith("log_") or
                             (config.weigh and name.startswith("weigher."))]  # fmt: skip
         self.optimizer = torch.optim.AdamW(self._parameters, config.lr, weight_decay=1e-4)
