@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("trained", type=Path)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--kitti", type=Path, default=Path("../shared/kitti"))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -76,7 +77,8 @@ def main() -> None:
     clips = [KittiSequence(options.kitti, name) for name in ("06", "01")] if options.kitti.is_dir() else []
     results = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
     for seed in options.seeds:
-        for name, (cell, memory, weigh) in VARIANTS.items():
+        for name in options.variants:
+            cell, memory, weigh = VARIANTS[name]
             if (key := f"{name}, seed {seed}") in results:
                 continue
             net = Forgetful(preset("geometric", cell=cell), seed=seed)

@@ -175,6 +175,7 @@ def test_shipped_recipes_are_valid(recipe: Path) -> None:
 def test_mistakes_on_the_command_line(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "unknown command 'evaluat'" in fails(["evaluat"], capsys)
     assert "unknown preset 'tinny'; the presets are" in fails(["train", "--preset", "tinny"], capsys)
+    assert "builds no network; use --preset tiny" in fails(["train", "--model.preset", "tiny"], capsys)
     assert "--data DIR is missing" in fails(["train"], capsys)
     recipe = tmp_path / "recipe.toml"
     recipe.write_text("[model]\nhiden_channels = 3\n")

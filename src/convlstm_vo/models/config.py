@@ -24,7 +24,7 @@ class ModelConfig:
     """
 
     preset: str = "tiny"
-    """The preset it came from; informative."""
+    """The preset it came from: a name only; train's --preset chooses."""
 
     # Input: frames of 0..255 become (value - mean) / pixel_std.
     image_height: int = 96
