@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -203,3 +206,25 @@ def test_what_cannot_be_spread(tmp_path: Path) -> None:
         devices.make_accelerator(small_config(tmp_path, sharding="fsdp"))
     with pytest.raises(TrainError, match="--sharding fsdp: not with --precision fp16"):
         small_config(tmp_path, sharding="fsdp", precision="fp16")
+
+
+def test_accelerate_launch_starts_what_trains_together(tree: Path, tmp_path: Path) -> None:
+    """The launcher itself: two processes, whose figures are those of one, and which one does not resume unasked."""
+    train = ["train", "--data", str(tree), "--sequences", "00", "01", "--validate", "02", "--preset", "tiny"]
+    train += ["--model.image-height", "48", "--model.image-width", "160", "--batch-size", "4", "--time-steps", "3"]
+    train += ["--epochs", "2", "--device", "cpu", "--precision", "fp32"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--main_process_port", str(free_port()), "-m", "convlstm_vo.cli"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    two = subprocess.run(
+        [*launch, *train, "--out", str(tmp_path / "two")], env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert two.returncode == 0, two.stderr
+    alone = [sys.executable, "-m", "convlstm_vo.cli", *train]
+    subprocess.run([*alone, "--out", str(tmp_path / "one")], env=environment, check=True, timeout=200)
+    for first, second in zip(*(history(tmp_path / run, "validation") for run in ("one", "two")), strict=True):
+        assert second["loss"] == pytest.approx(first["loss"], rel=1e-3)
+    resumed = subprocess.run([*alone, "--out", str(tmp_path / "two"), "--resume"], capture_output=True, text=True)
+    assert resumed.returncode != 0
+    assert "--other-processes" in resumed.stderr
+    assert "Traceback" not in resumed.stderr
