@@ -216,15 +216,14 @@ def test_accelerate_launch_starts_what_trains_together(tree: Path, tmp_path: Pat
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--main_process_port", str(free_port()), "-m", "convlstm_vo.cli"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    two = subprocess.run(
-        [*launch, *train, "--out", str(tmp_path / "two")], env=environment, capture_output=True, text=True, timeout=200
-    )
+    out = ["--out", str(tmp_path / "two")]
+    two = subprocess.run([*launch, *train, *out], env=environment, capture_output=True, text=True, timeout=200)
     assert two.returncode == 0, two.stderr
     alone = [sys.executable, "-m", "convlstm_vo.cli", *train]
     subprocess.run([*alone, "--out", str(tmp_path / "one")], env=environment, check=True, timeout=200)
     for first, second in zip(*(history(tmp_path / run, "validation") for run in ("one", "two")), strict=True):
         assert second["loss"] == pytest.approx(first["loss"], rel=1e-3)
-    resumed = subprocess.run([*alone, "--out", str(tmp_path / "two"), "--resume"], capture_output=True, text=True)
+    resumed = subprocess.run([*alone, *out, "--resume"], capture_output=True, text=True)
     assert resumed.returncode != 0
     assert "--other-processes" in resumed.stderr
     assert "Traceback" not in resumed.stderr
