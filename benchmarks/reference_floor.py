@@ -6,6 +6,10 @@ The default network and KLT + essential matrix (OpenCV) see the same images by d
 from the reference alike and hardly from each other, the difference belongs to the reference, or to what both share:
 images and calibration. Rotations about the camera's axes: x is pitch, y is yaw, z is roll.
 
+How much more or less an estimator turns than the reference (yaw gain) tells of the focal length: one given too long
+by a percent makes each turn too small by a percent. On rendered streets, whose camera is known exactly, the gain is
+0 (`--streets`). With `--focal` the network is scored once more with focal lengths times that factor.
+
 The reference is the path of a GPS/IMU unit, turned into the camera's axes by a calibration. If that turns by half
 a degree too much, a camera seems to slip sideways by 0.9 % of its way, whatever measures it. How far it is off is
 found here from KLT alone (median difference of direction, pitch and yaw; the roll cannot be seen in it), and the
@@ -16,13 +20,14 @@ the network's error when an alignment is taken out that another estimator has fo
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from zero_shot import CLIPS, klt_essential
+from zero_shot import CLIPS, klt_essential, unseen_streets
 
 from convlstm_vo.evaluation.metrics import score
 from convlstm_vo.geometry import se3
@@ -32,6 +37,7 @@ from convlstm_vo.odometer import estimate_trajectory
 from convlstm_vo.sequences.kitti import KittiSequence
 
 LEAST_WAY_M = 0.2  # of a frame whose direction says something
+LEAST_TURN_DEG = 30.0  # of a street whose yaw gain says something
 
 
 def compared(a: Trajectory, b: Trajectory, lengths_m: tuple[float, ...]) -> dict[str, object]:
@@ -54,6 +60,12 @@ def misalignment(reference: Trajectory, other: Trajectory) -> NDArray[np.float64
     return np.array([down, -right, 0.0])
 
 
+def yaw_gain(reference: Trajectory, other: Trajectory) -> tuple[float, float]:
+    """By how many percent another path turns more than the reference (least squares), and degrees turned."""
+    true, found = (np.degrees(path.motions[:, 4]) for path in (reference, other))
+    return 100 * float((found - true) @ true / (true @ true)), float(np.abs(true).sum())
+
+
 def in_turned_axes(path: Trajectory, rotvec: NDArray[np.float64]) -> Trajectory:
     """The same path, its camera's axes turned."""
     turn = np.eye(4)
@@ -64,10 +76,17 @@ def in_turned_axes(path: Trajectory, rotvec: NDArray[np.float64]) -> Trajectory:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kitti", type=Path, default=Path("../shared/kitti"))
+    parser.add_argument("--focal", type=float, default=0.99, help="factor of focal lengths to try")
+    parser.add_argument("--streets", type=int, default=12, help="rendered streets, for their yaw gain")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     net = load_checkpoint()
     results: dict[str, dict[str, object]] = {}
+    for street in unseen_streets(options.streets, 100):
+        gain, turned = yaw_gain(street.trajectory, estimate_trajectory(net, street))
+        if turned > LEAST_TURN_DEG:
+            results[street.name] = {"yaw_gain_percent": gain, "turned_deg": turned}
+            print(f"{street.name}: yaw gain {gain:+.2f} % over {turned:.0f} degrees", flush=True)
     for name, lengths in CLIPS.items():
         sequence = KittiSequence(options.kitti, name)
         assert sequence.trajectory is not None
@@ -84,8 +103,19 @@ def main() -> None:
                 f"{name:5} {second:8} against {first:10} r_rel {row['r_rel']:.2f}  mean {row['mean_deg']}", end=""
             )
             print(f"  spread {row['sd_deg']} degrees a frame, x y z", flush=True)
+        for title in ("network", "KLT"):
+            gain, turned = yaw_gain(ways["reference"], ways[title])
+            results[f"{name}: yaw gain of {title}"] = {"yaw_gain_percent": gain, "turned_deg": turned}
+            print(f"{name:5} yaw gain of {title}: {gain:+.2f} % over {turned:.0f} degrees", flush=True)
         turn = misalignment(ways["reference"], ways["KLT"])
-        for title, path in (("network", ways["network"]), ("turned", in_turned_axes(ways["network"], turn))):
+        camera = sequence.camera
+        sequence.camera = dataclasses.replace(camera, fx=camera.fx * options.focal, fy=camera.fy * options.focal)
+        paths = {
+            "network": ways["network"],
+            "turned": in_turned_axes(ways["network"], turn),
+            f"focal length x {options.focal}": estimate_trajectory(net, sequence).from_first_pose(),
+        }
+        for title, path in paths.items():
             result = score(ways["reference"], path, lengths_m=lengths, same_start=True)
             results[f"{name}: {title}"] = {
                 "t_rel": result.t_rel_percent,

@@ -7,8 +7,11 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
+
 from convlstm_vo.errors import ConvlstmVoError
 from convlstm_vo.geometry.files import write_atomically
+from convlstm_vo.geometry.trajectory import Trajectory
 
 
 class CalibrationError(ConvlstmVoError):
@@ -72,3 +75,25 @@ class VehicleCalibration:
             return cls(**values)
         except CalibrationError as error:
             raise CalibrationError(f"{path}: {error}") from None
+
+
+LEAST_TURN_RAD = 0.5  # of a drive whose turns say something about the focal length
+_TURNING_RAD = 0.005  # of a frame that counts as turning
+
+
+def turn_gain(true: Trajectory, found: Trajectory) -> float | None:
+    """By which share a camera seems to turn more than it did, whatever the axes of its true path.
+
+    A focal length that is given too long by a percent makes each turn too small by a percent.
+
+    Args:
+        true, found: of the same frames.
+
+    Returns:
+        None where the camera turned by less than `LEAST_TURN_RAD`.
+    """
+    real, seen = (np.linalg.norm(path.motions[:, 3:], axis=1) for path in (true, found))
+    turning = real > _TURNING_RAD
+    if real[turning].sum() < LEAST_TURN_RAD:
+        return None
+    return float(seen[turning] @ real[turning] / (real[turning] @ real[turning])) - 1

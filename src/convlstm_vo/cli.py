@@ -313,8 +313,10 @@ class CalibrateOptions:
 def calibrate(argv: list[str]) -> None:
     """find a vehicle's camera height and mounting from a drive of known length"""
     environment.set_for_streaming()
-    from convlstm_vo.calibration import CalibrationError, VehicleCalibration
-    from convlstm_vo.geometry.trajectory import read_trajectory
+    import numpy as np
+
+    from convlstm_vo.calibration import CalibrationError, VehicleCalibration, turn_gain
+    from convlstm_vo.geometry.trajectory import Trajectory, read_trajectory
     from convlstm_vo.odometer import VisualOdometry
     from convlstm_vo.sequences import open_stream
 
@@ -322,13 +324,15 @@ def calibrate(argv: list[str]) -> None:
     stream = open_stream(options.input, _camera_for(options), camera=options.camera)
     start = VehicleCalibration(options.camera_height)
     odometer = VisualOdometry.from_checkpoint(camera=stream.camera, calibration=start)
-    driven, lost = 0.0, 0
+    driven, lost, poses = 0.0, 0, []
     for tracked in odometer.stream(stream):
+        poses.append(tracked.T_world_camera)
         driven += float((tracked.T_prev_curr[:3, 3] ** 2).sum() ** 0.5)
         lost += tracked.status == "lost" or not tracked.metric
-    true = options.distance
+    true, track = options.distance, None
     if options.track is not None:
-        true = float(read_trajectory(options.track).distances_m[-1])
+        track = read_trajectory(options.track)
+        true = float(track.distances_m[-1])
     if true is None or driven < 10 or lost:
         raise CalibrationError(
             f"{options.input}: {driven:.1f} m driven, {lost} frames lost or without a road; a calibration needs a "
@@ -342,6 +346,15 @@ def calibrate(argv: list[str]) -> None:
         f"camera {done.camera_height_m:.3f} m above the road, pitch {done.pitch_rad:+.4f} rad, "
         f"roll {done.roll_rad:+.4f} rad: {options.out}"
     )
+    if track is not None and len(track) == len(poses):  # of the same frames: its turns can be compared
+        gain = turn_gain(track, Trajectory(track.timestamps_s, np.stack(poses)))
+        if gain is not None:
+            K = stream.camera
+            print(
+                f"turns are {100 * abs(gain):.1f} % {'larger' if gain > 0 else 'smaller'} than the track's: "
+                f"fx {K.fx * (1 + gain):.2f}, fy {K.fy * (1 + gain):.2f} would fit better than {K.fx:.2f}, "
+                f"{K.fy:.2f} (the height above is for the latter; calibrate again with the new ones)"
+            )
 
 
 def _camera_for(options: RunOptions | CalibrateOptions) -> Callable[[int, int], Camera] | None:
