@@ -261,6 +261,21 @@ def test_real_frames_dropped_or_backwards(hop):
     assert {t.status for t in tracked} == {"ok"}
 
 
+@real
+def test_real_frames_of_a_bend_at_a_third_of_the_rate():
+    """8 degrees and 3 m a frame, from the first pair on: what a search has to find."""
+    sequence = KittiSequence(KITTI, "01")
+    order = list(range(0, 30, 3))
+    odometer = VisualOdometry(NET, sequence.camera)
+    poses = np.stack([odometer.track(sequence[i]).T_world_camera for i in order])
+    times = sequence.trajectory.timestamps_s[order]
+    found = Trajectory(times, poses).motions
+    true = Trajectory(times, sequence.trajectory.T_world_camera[order]).motions
+    ways = np.linalg.norm(found[:, :3], axis=1) / np.linalg.norm(true[:, :3], axis=1)
+    assert ways == pytest.approx(1.0, abs=0.15)
+    assert np.abs(found[:, 3:] - true[:, 3:]).max() < np.radians(0.5)
+
+
 def test_a_thousand_cells_do_not_average_out_what_they_share():
     net = load_checkpoint()
     assert isinstance(net, GeometricNet)
