@@ -21,7 +21,7 @@ CASES = {
     "ascend-full-size": "--preset ascend --batch-size 2 --time-steps 4 --epochs 1 --lr 1e-4 --warmup-steps 10 "
     "--ema 0.9",
     "tiny": "--preset tiny --batch-size 4 --time-steps 4 --epochs 60 --lr 1.5e-3 --warmup-steps 50 --ema 0.99 "
-    "--loss.rotation-weight 1000",
+    "--loss.error squared --loss.rotation-weight 1000",
 }
 DATA = Path(__file__).resolve().parents[2] / "shared" / "kitti"
 

@@ -2,6 +2,7 @@
 
 python benchmarks/zero_shot.py --json zero_shot.json
 python benchmarks/zero_shot.py --also tiny=runs/tiny/checkpoints/last --json zero_shot.json
+python benchmarks/zero_shot.py --kitti none --streets 9 --frames 1000 --lengths 100 200 300 400 500 600 700 800
 
 Beside it: its solver alone, with the same priors but no ConvLSTM that weighs; networks of one's own (`--also`);
 KLT + essential matrix (RANSAC at 0.5 and 1.0 px), which is told the true length of each motion; and the trivial
@@ -122,6 +123,7 @@ def main() -> None:
     parser.add_argument("--also", nargs="*", default=[], metavar="NAME=CHECKPOINT", help="networks to measure too")
     parser.add_argument("--streets", type=int, default=12)
     parser.add_argument("--frames", type=int, default=120)
+    parser.add_argument("--lengths", type=float, nargs="+", default=[20.0, 40.0, 100.0], help="of segments, metres")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     net = load_checkpoint(options.checkpoint)
@@ -146,7 +148,8 @@ def main() -> None:
     if options.streets:
         drives = unseen_streets(options.streets, options.frames)
         with progress("Unseen streets", sum(map(len, drives))) as advance:
-            row = measure(drives, lambda s: estimate_trajectory(net, s, advance), {})
+            lengths = dict.fromkeys((drive.name for drive in drives), tuple(options.lengths))
+            row = measure(drives, lambda s: estimate_trajectory(net, s, advance), lengths)
         results["unseen streets"] = row
         values = np.array(list(row.values()))
         mean, median = values.mean(0), np.median(values, 0)

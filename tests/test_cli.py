@@ -18,6 +18,7 @@ from convlstm_vo.models import checkpoint as checkpoints
 from convlstm_vo.models.checkpoint import save_checkpoint
 from convlstm_vo.models.config import preset
 from convlstm_vo.models.network import OdometryNet
+from convlstm_vo.training.losses import LossConfig
 from tests.trees import HEIGHT, WIDTH, write_tree
 
 SMALL = ["--preset", "tiny", "--model.image-height", "48", "--model.image-width", "160"]
@@ -148,6 +149,7 @@ def test_the_original_s_command_line(tree: Path, tmp_path: Path) -> None:
     assert (config.data, config.out, config.batch_size, config.max_sequences) == (tree, tmp_path, 32, 4)
     assert (config.lr, config.epochs, config.time_steps) == (1e-4, 240, 1)
     assert config.model == preset("ascend")
+    assert (config.loss.error, config.loss.rotation_weight) == ("squared", 100.0)
     cli.main(
         train_arguments(tree, tmp_path / "run", "--time_steps", "1", "--trajectory_length", "1", "--bsize", "2")
     )
@@ -162,7 +164,10 @@ def test_recipes_and_presets_meet_the_command_line_in_order(tmp_path: Path) -> N
     config = cli.parse_train(["--config", str(recipe), "--epochs", "9", "--model.image-width", "640"])
     assert (config.lr, config.epochs, config.loss.rotation_weight) == (0.5, 9, 3.0)
     assert config.model == preset("deepvo", image_height=192, image_width=640)
-    assert cli.parse_train(["--config", str(recipe), "--preset", "tiny"]).model == preset("tiny", image_height=192)
+    small = cli.parse_train(["--config", str(recipe), "--preset", "tiny", "--loss.drift-steps", "2"])
+    assert small.model == preset("tiny", image_height=192)
+    assert small.loss == LossConfig("norm", 3.0, drift_steps=(2,))  # of preset, recipe and command line
+    assert cli.parse_train(["--preset", "tiny"]).loss.rotation_weight == 40.0
 
 
 @pytest.mark.parametrize(

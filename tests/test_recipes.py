@@ -64,4 +64,4 @@ def test_streets_without_end_are_planned(kitti: Path, capsys: pytest.CaptureFixt
     cli.main(["train", "--preset", "tiny", *options, "--out", str(kitti.parent / "run"), "--dry-run"])
     shown = capsys.readouterr().out
     assert "3 sequences with 60 frames in the first epoch" in shown
-    assert "4 an epoch of 2 clips of 5 motions, 16 in 4 epochs" in shown
+    assert "13 an epoch of 2 clips of 8 motions, 52 in 4 epochs" in shown

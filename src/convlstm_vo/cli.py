@@ -104,8 +104,7 @@ def train(argv: list[str]) -> None:
 def parse_train(argv: list[str]) -> TrainConfig:
     """The configuration of `train`: defaults, then the preset, then the recipe, then the command line."""
     from convlstm_vo.config import read_toml, update
-    from convlstm_vo.models.config import preset
-    from convlstm_vo.training.config import TrainConfig, TrainError
+    from convlstm_vo.training.config import TrainConfig, TrainError, preset_config
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--preset")
@@ -116,7 +115,7 @@ def parse_train(argv: list[str]) -> TrainConfig:
     name = first.preset or recipe.get("preset")
     recipe.pop("preset", None)
     if name is not None:
-        default = dataclasses.replace(default, model=preset(name))
+        default = preset_config(name)
     config = _parse(TrainConfig, "train", rest, update(default, recipe, str(first.config)))
     if (named := config.model.preset) != default.model.preset:  # it would name the network without changing it
         raise TrainError(f"model.preset '{named}' is a name only and builds no network; use --preset {named}")

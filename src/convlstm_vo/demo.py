@@ -8,9 +8,7 @@ from pathlib import Path
 from convlstm_vo.evaluation.report import trajectory_picture
 from convlstm_vo.evaluation.run import EvaluateOptions, run_evaluation
 from convlstm_vo.geometry.trajectory import read_kitti
-from convlstm_vo.models.config import preset
-from convlstm_vo.training.config import TrainConfig, TrainError
-from convlstm_vo.training.losses import LossConfig
+from convlstm_vo.training.config import TrainConfig, TrainError, preset_config
 from convlstm_vo.training.run import run_training
 from convlstm_vo.world import SimulateConfig, simulate
 
@@ -75,19 +73,16 @@ def demo_drives(options: DemoOptions) -> SimulateConfig:
 
 def demo_training(options: DemoOptions, names: tuple[str, ...], validation: str) -> TrainConfig:
     """A short, steep training of the smallest preset."""
-    return TrainConfig(
+    return dataclasses.replace(
+        preset_config("tiny"),
         data=options.out / "data",
         out=options.out / "run",
         sequences=names,
         validate=(validation,),
-        model=preset("tiny"),
         batch_size=8,
         time_steps=4,
         epochs=options.epochs,
-        lr=1.5e-3,
-        warmup_steps=50,
-        ema=0.99,
-        loss=LossConfig(error="norm", rotation_weight=40.0),
+        curriculum_epochs=options.epochs // 2,
         keep_epochs=0,
         cache=options.out / "cache",
         resume=True,
