@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from convlstm_vo.calibration import VehicleCalibration
     from convlstm_vo.geometry.camera import Camera
+    from convlstm_vo.sequences.base import Stream
     from convlstm_vo.training.config import TrainConfig
 
 Options = TypeVar("Options")
@@ -190,10 +191,10 @@ def score(argv: list[str]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
-    """Turn a video, a folder of images, a KITTI sequence folder or a live camera into a trajectory."""
+    """Turn a video, a ROS bag, a folder of images, a KITTI sequence folder or a live camera into a trajectory."""
 
     input: tyro.conf.Positional[str]
-    """Video file or URL, folder of images, KITTI folder sequences/NAME, or the number of a camera."""
+    """Video file or URL, ROS bag, folder of images, KITTI folder sequences/NAME, or the number of a camera."""
     checkpoint: Path | None = None
     """Checkpoint folder; by default the weights that come with the package."""
     camera_height: float | None = None
@@ -206,6 +207,11 @@ class RunOptions:
     """Intrinsics as fx fy cx cy in pixels."""
     fov: float | None = None
     """Intrinsics from the horizontal field of view in degrees (square pixels, centred)."""
+    distortion: tuple[float, ...] = ()
+    """Distortion of the lens that --intrinsics describe: OpenCV's k1 k2 p1 p2 [k3 [k4 k5 k6]]. Frames are
+    undistorted first; so they are with a camera_info YAML, or a bag's camera_info, that has coefficients."""
+    topic: str | None = None
+    """Images of a ROS bag; may be left out where there is only one topic of them."""
     camera: Literal[0, 1, 2, 3] = 0
     """Which camera of a KITTI sequence or calib.txt."""
     out: Path | None = None
@@ -217,18 +223,17 @@ class RunOptions:
 
 
 def run(argv: list[str]) -> None:
-    """turn a video, a folder of images, a KITTI sequence or a live camera into a trajectory and a picture"""
+    """turn a video, ROS bag, folder of images, KITTI sequence or live camera into a trajectory and a picture"""
     environment.set_for_streaming()
     from convlstm_vo.evaluation.report import trajectory_picture
     from convlstm_vo.models.checkpoint import DEFAULT_CHECKPOINT
     from convlstm_vo.odometer import VisualOdometry
     from convlstm_vo.progress import progress
     from convlstm_vo.recorder import PathSketch, TrajectoryFile
-    from convlstm_vo.sequences import open_stream
     from convlstm_vo.sequences.base import Sequence
 
     options = _parse(RunOptions, "run", argv)
-    stream = open_stream(options.input, _camera_for(options), camera=options.camera)
+    stream = _open(options)
     odometer = VisualOdometry.from_checkpoint(
         options.checkpoint or DEFAULT_CHECKPOINT,
         stream.camera,
@@ -284,7 +289,7 @@ class CalibrateOptions:
     """Fix the camera's height and mounting on a vehicle once, from a drive whose length is known."""
 
     input: tyro.conf.Positional[str]
-    """Video, folder of images or KITTI sequence of a drive of 100 m or more, mostly straight."""
+    """Video, ROS bag, folder of images or KITTI sequence of a drive of 100 m or more, mostly straight."""
     distance: float | None = None
     """Metres that the car drove from the first to the last frame (odometer, map)."""
     track: Path | None = None
@@ -299,6 +304,10 @@ class CalibrateOptions:
     """Intrinsics as fx fy cx cy in pixels."""
     fov: float | None = None
     """Intrinsics from the horizontal field of view in degrees."""
+    distortion: tuple[float, ...] = ()
+    """Of the lens that --intrinsics describe, as for `run`."""
+    topic: str | None = None
+    """Images of a ROS bag, as for `run`."""
     camera: Literal[0, 1, 2, 3] = 0
     """Which camera of a KITTI sequence or calib.txt."""
 
@@ -317,10 +326,9 @@ def calibrate(argv: list[str]) -> None:
     from convlstm_vo.calibration import CalibrationError, VehicleCalibration, turn_gain
     from convlstm_vo.geometry.trajectory import Trajectory, read_trajectory
     from convlstm_vo.odometer import VisualOdometry
-    from convlstm_vo.sequences import open_stream
 
     options = _parse(CalibrateOptions, "calibrate", argv)
-    stream = open_stream(options.input, _camera_for(options), camera=options.camera)
+    stream = _open(options)
     start = VehicleCalibration(options.camera_height)
     odometer = VisualOdometry.from_checkpoint(camera=stream.camera, calibration=start)
     driven, lost, poses = 0.0, 0, []
@@ -356,19 +364,37 @@ def calibrate(argv: list[str]) -> None:
             )
 
 
-def _camera_for(options: RunOptions | CalibrateOptions) -> Callable[[int, int], Camera] | None:
-    from convlstm_vo.sequences.calibration import camera_from
+def _open(options: RunOptions | CalibrateOptions) -> Stream:
+    """The input, with the distortion that the options tell of removed."""
+    from convlstm_vo.sequences import open_stream
+    from convlstm_vo.sequences.base import SequenceError
+    from convlstm_vo.sequences.calibration import camera_from, lens_from_ros
+    from convlstm_vo.sequences.kitti import KittiSequence
+    from convlstm_vo.sequences.lens import Lens, Undistorted, bends
 
-    if options.calib is None and options.intrinsics is None and options.fov is None:
-        return None
-    return lambda height, width: camera_from(
-        height=height,
-        width=width,
-        calibration=options.calib,
-        intrinsics=options.intrinsics,
-        fov_deg=options.fov,
-        camera=options.camera,
-    )
+    calib = options.calib
+    ros = None if calib is None or calib.suffix.lower() not in (".yaml", ".yml") else lens_from_ros(calib)
+    if options.distortion and options.intrinsics is None:
+        raise SequenceError("--distortion: belongs to --intrinsics FX FY CX CY; give both")
+
+    def camera_for(height: int, width: int) -> Camera:
+        if ros is not None and options.intrinsics is None and options.fov is None:
+            return ros.camera
+        return camera_from(
+            height=height,
+            width=width,
+            calibration=calib,
+            intrinsics=options.intrinsics,
+            fov_deg=options.fov,
+            camera=options.camera,
+        )
+
+    given = not (calib is None and options.intrinsics is None and options.fov is None)
+    stream = open_stream(options.input, camera_for if given else None, camera=options.camera, topic=options.topic)
+    lens = Lens(stream.camera, options.distortion) if bends(options.distortion) else ros
+    if lens is None or isinstance(stream, KittiSequence):  # KITTI's images are rectified, and bring their camera
+        return stream
+    return Undistorted(stream, lens)
 
 
 # --- simulate, demo ---------------------------------------------------------------------------------------------

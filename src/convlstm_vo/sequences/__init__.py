@@ -2,68 +2,88 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+from convlstm_vo.sequences.bag import BagStream, is_bag
 from convlstm_vo.sequences.base import SequenceError, Stream
 from convlstm_vo.sequences.kitti import KittiSequence, sequence_names
 from convlstm_vo.sequences.video import CameraFor, ImageFolder, VideoStream
 
 
-def _open_kitti(source: str, camera_for: CameraFor | None, camera: int) -> Stream | None:
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What was asked for beside the source: intrinsics, which of KITTI's cameras, a bag's topic."""
+
+    camera_for: CameraFor | None = None
+    camera: int = 0
+    topic: str | None = None
+
+    def intrinsics(self, source: str) -> CameraFor:
+        """For sources that carry none."""
+        if self.camera_for is None:
+            raise SequenceError(
+                f"{source}: carries no intrinsics; give --calib FILE, --intrinsics FX FY CX CY, or --fov DEGREES"
+            )
+        return self.camera_for
+
+
+def _open_kitti(source: str, wanted: Wanted) -> Stream | None:
     path = Path(source)
     if (path / "calib.txt").is_file() and path.parent.name == "sequences":
-        return KittiSequence(path.parent.parent, path.name, camera=camera)
+        return KittiSequence(path.parent.parent, path.name, camera=wanted.camera)
     if (path / "sequences").is_dir():
         names = ", ".join(sequence_names(path))
         raise SequenceError(f"{source}: a KITTI tree; name one of its sequences: {path}/sequences/NAME ({names})")
     return None
 
 
-def _open_folder(source: str, camera_for: CameraFor | None, camera: int) -> Stream | None:
-    return ImageFolder(source, _required(camera_for, source)) if Path(source).is_dir() else None
+def _open_bag(source: str, wanted: Wanted) -> Stream | None:
+    return BagStream(source, wanted.camera_for, topic=wanted.topic) if is_bag(source) else None
 
 
-def _open_camera(source: str, camera_for: CameraFor | None, camera: int) -> Stream | None:
-    return VideoStream(int(source), _required(camera_for, source)) if source.isdecimal() else None
+def _open_folder(source: str, wanted: Wanted) -> Stream | None:
+    return ImageFolder(source, wanted.intrinsics(source)) if Path(source).is_dir() else None
 
 
-def _open_video(source: str, camera_for: CameraFor | None, camera: int) -> Stream | None:
+def _open_camera(source: str, wanted: Wanted) -> Stream | None:
+    return VideoStream(int(source), wanted.intrinsics(source)) if source.isdecimal() else None
+
+
+def _open_video(source: str, wanted: Wanted) -> Stream | None:
     if "://" not in source and not Path(source).exists():
         raise SequenceError(f"{source}: no such file or folder")
-    return VideoStream(source, _required(camera_for, source))
-
-
-def _required(camera_for: CameraFor | None, source: str) -> CameraFor:
-    if camera_for is None:
-        raise SequenceError(
-            f"{source}: carries no intrinsics; give --calib FILE, --intrinsics FX FY CX CY, or --fov DEGREES"
-        )
-    return camera_for
+    return VideoStream(source, wanted.intrinsics(source))
 
 
 # Asked in this order; the first that knows the source opens it.
-OPENERS: tuple[Callable[[str, CameraFor | None, int], Stream | None], ...] = (
+OPENERS: tuple[Callable[[str, Wanted], Stream | None], ...] = (
     _open_kitti,
+    _open_bag,
     _open_folder,
     _open_camera,
     _open_video,
 )
 
 
-def open_stream(source: str, camera_for: CameraFor | None = None, *, camera: int = 0) -> Stream:
-    """Open whatever ``source`` is: a KITTI sequence folder, a folder of images, a camera number, a video.
+def open_stream(
+    source: str, camera_for: CameraFor | None = None, *, camera: int = 0, topic: str | None = None
+) -> Stream:
+    """Open whatever ``source`` is: a KITTI sequence, a ROS bag, a folder of images, a camera number, a video.
 
     Args:
         source: path, URL or camera number.
-        camera_for: gives the camera for an image of (height, width); a KITTI sequence brings its own.
+        camera_for: gives the camera for an image of (height, width); a KITTI sequence brings its own; a bag may.
         camera: which of KITTI's cameras.
+        topic: of a bag's images; may be left out where there is only one.
 
     Raises:
         SequenceError: nothing can open it, or intrinsics are missing.
     """
+    wanted = Wanted(camera_for, camera, topic)
     for opener in OPENERS:
-        stream = opener(source, camera_for, camera)
+        stream = opener(source, wanted)
         if stream is not None:
             return stream
-    raise SequenceError(f"{source}: neither a KITTI sequence, nor a folder of images, a camera or a video")
+    raise SequenceError(f"{source}: neither a KITTI sequence, nor a bag, a folder of images, a camera or a video")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from convlstm_vo.geometry.camera import Camera
 from convlstm_vo.sequences.base import SequenceError
 from convlstm_vo.sequences.kitti import camera_from_projection, projection_matrix
+from convlstm_vo.sequences.lens import LENS_MODELS, Lens, bends
 
 
 def camera_from(
@@ -49,19 +49,41 @@ def camera_from(
 
 
 def _camera_from_ros(path: Path) -> Camera:
-    """The camera of a ROS ``camera_info`` YAML (http://wiki.ros.org/camera_calibration_parsers)."""
+    camera, coefficients, _ = _read_ros(path)
+    if bends(coefficients):
+        raise SequenceError(
+            f"{path}: distortion_coefficients {list(coefficients)} are not zero; undistort the frames first "
+            "(`lens_from_ros` and `Undistorted` do, and so does `convlstm-vo run`), or give the rectified camera"
+        )
+    return camera
+
+
+def lens_from_ros(path: Path) -> Lens | None:
+    """The lens of a ROS ``camera_info`` YAML; None if it bends nothing.
+
+    Raises:
+        SequenceError: not such a file, or a distortion model that is not known.
+    """
+    camera, coefficients, model = _read_ros(path)
+    if not bends(coefficients):
+        return None
+    if model not in LENS_MODELS:
+        raise SequenceError(
+            f"{path}: distortion_model '{model}' is not known; it may be {', '.join(n for n in LENS_MODELS if n)}"
+        )
+    return Lens(camera, coefficients, LENS_MODELS[model])
+
+
+def _read_ros(path: Path) -> tuple[Camera, tuple[float, ...], str]:
+    """Camera, distortion and its model of a YAML of http://wiki.ros.org/camera_calibration_parsers."""
     try:
         info: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
         fx, _, cx, _, fy, cy, *_ = (float(value) for value in info["camera_matrix"]["data"])
-        distortion = np.array(info.get("distortion_coefficients", {}).get("data", []), dtype=float)
+        coefficients = tuple(float(x) for x in info.get("distortion_coefficients", {}).get("data", []))
         height, width = int(info["image_height"]), int(info["image_width"])
+        model = str(info.get("distortion_model", ""))
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise SequenceError(
             f"{path}: not a camera_info file ({error!r}); it needs image_width, image_height and camera_matrix.data"
         ) from None
-    if np.abs(distortion).max(initial=0) > 1e-6:
-        raise SequenceError(
-            f"{path}: distortion_coefficients {distortion.tolist()} are not zero; undistort the video first "
-            "(e.g. image_proc, cv2.undistort) and give the rectified camera"
-        )
-    return Camera(fx, fy, cx, cy, height=height, width=width)
+    return Camera(fx, fy, cx, cy, height=height, width=width), coefficients, model
