@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from convlstm_vo.models import kernels
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
@@ -28,3 +30,15 @@ def shared() -> Path:
     if not (folder / "kitti").is_dir():
         pytest.skip(f"{folder} is missing: real KITTI data is not part of the repository (licence CC BY-NC-SA)")
     return folder
+
+
+@pytest.fixture
+def by_torch(monkeypatch: pytest.MonkeyPatch):
+    """Runs something once more without the kernels."""
+
+    def run(call):
+        with monkeypatch.context() as patch:
+            patch.setattr(kernels, "usable", lambda *tensors: False)
+            return call()
+
+    return run

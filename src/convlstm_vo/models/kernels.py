@@ -1,8 +1,9 @@
-"""The inner loops of the default network, fused for a CPU: matching, Lucas-Kanade and Gauss-Newton.
+"""The inner loops of the default network's flow, fused for a CPU: matching and Lucas-Kanade.
 
-They do exactly what the torch code in `flow.py` and `solver.py` does, which stays the definition, carries the
-gradients and runs on other devices; the tests hold them against it. In torch a frame costs some thousand small
-operations and passes over full images; compiled once (a few seconds, kept on disk) they cost a tenth.
+They do exactly what the torch code in `flow.py` does (those of `solver_kernels.py`, what that in `solver.py` does),
+which stays the definition, carries the gradients and runs on other devices; the tests hold them against it. In
+torch a frame costs some thousand small operations and passes over full images; compiled once (some seconds, kept on
+disk) they cost a tenth.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 # No reassociation and NaN is respected: a coordinate that is not a number must not become an address.
-_njit: Any = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz"})
+njit: Any = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz"})
 
 _0, _1 = np.uintp(0), np.uintp(1)
 
@@ -50,7 +51,7 @@ def correlate(prev: Tensor, curr: Tensor, radius: int, least: float | None = Non
     return torch.from_numpy(out)
 
 
-@_njit
+@njit
 def _planes(first, last, features, normalise, least, out):  # type: ignore[no-untyped-def]
     """Features (height, width, channels), to length 1 if wanted, as planes with a margin to the left and right."""
     width, channels = features.shape[1:]
@@ -67,7 +68,7 @@ def _planes(first, last, features, normalise, least, out):  # type: ignore[no-un
                 out[c, i, j + margin] = features[i, j, c] * factor
 
 
-@_njit
+@njit
 def _correlate(first, last, here, there, radius, out):  # type: ignore[no-untyped-def]
     """Products of each cell with those around it; ``there`` has a margin of zeros to the left and right."""
     channels, height, width = here.shape
@@ -172,7 +173,7 @@ def by_strips(kernel: Callable[..., None], rows: int, least: int, *arguments: An
         other.result()
 
 
-@_njit
+@njit
 def _gradients(first, last, here, gradient, blocks):  # type: ignore[no-untyped-def]
     """Central differences, and their products summed over 2x2 pixels."""
     height, width, channels = here.shape
@@ -198,7 +199,7 @@ def _gradients(first, last, here, gradient, blocks):  # type: ignore[no-untyped-
             blocks[i, j, 3] = 4
 
 
-@_njit
+@njit
 def _pool(first, last, blocks, out):  # type: ignore[no-untyped-def]
     """Mean of the 8x8 pixels around each cell of 4x4; sums over 2x2 are given."""
     rows, columns = blocks.shape[0], blocks.shape[1]
@@ -220,7 +221,7 @@ def _pool(first, last, blocks, out):  # type: ignore[no-untyped-def]
             out[i, j, 3] = d * share
 
 
-@_njit
+@njit
 def _misfits(first, last, here, there, gradient, total, outlier, blocks):  # type: ignore[no-untyped-def]
     """Gradient times error, energy and trust of the second image warped onto the first, summed over 2x2 pixels.
 
@@ -269,7 +270,7 @@ def _misfits(first, last, here, there, gradient, total, outlier, blocks):  # typ
                 blocks[i, j, 3] += st
 
 
-@_njit
+@njit
 def _field_row(y, total, us, vs):  # type: ignore[no-untyped-def]
     """A field at cells of 4x4, at each pixel of row y, as torch interpolates it (align_corners=False)."""
     zero, one, half, quarter = np.float32(0), np.float32(1), np.float32(0.5), np.float32(0.25)
@@ -291,7 +292,7 @@ def _field_row(y, total, us, vs):  # type: ignore[no-untyped-def]
         )
 
 
-@_njit
+@njit
 def _update(first, last, hessian, pooled, damping, flow):  # type: ignore[no-untyped-def]
     """One step of Lucas-Kanade at each cell, of at most two pixels."""
     two = np.float32(2)
@@ -303,237 +304,3 @@ def _update(first, last, hessian, pooled, damping, flow):  # type: ignore[no-unt
             determinant = hxx * hyy - hxy * hxy
             flow[0, i, j] -= two * np.tanh((hyy * bx - hxy * by) / determinant / two)
             flow[1, i, j] -= two * np.tanh((hxx * by - hxy * bx) / determinant / two)
-
-
-# --- Gauss-Newton -------------------------------------------------------------------------------------------------
-
-
-def gauss_newton(
-    rays: Tensor,
-    seen: Tensor,
-    across: Tensor,
-    along: Tensor,
-    priors: tuple[Tensor, ...],
-    start: Tensor,
-    steps: int,
-    tolerance: float,
-) -> tuple[Tensor, Tensor]:
-    """`solver.solve`: the unknowns (batch, 9) after some steps, and the last Hessian (batch, 9, 9).
-
-    Args:
-        rays: (batch, 3, cells). seen: (batch, 2, cells). across, along: (batch, cells) inverse variances.
-        priors: motion (batch, 6) and its information, road (batch, 3) and its information, climb_sd.
-        start: (batch, 9). steps, tolerance: as there.
-    """
-    cells = [np.ascontiguousarray(t.detach().numpy()) for t in (rays, seen, across, along)]
-    known = [np.ascontiguousarray(t.detach().numpy().astype(np.float64)) for t in priors]
-    at = start.detach().numpy().astype(np.float64)
-    H = np.empty((len(at), 9, 9))
-    by_strips(_solve_all, len(at), 1, *cells, *known, at, H, steps, tolerance)
-    return torch.from_numpy(at.astype(np.float32)), torch.from_numpy(H.astype(np.float32))
-
-
-@_njit
-def _rotation(w, R):  # type: ignore[no-untyped-def]
-    """Rodrigues."""
-    s = w[0] * w[0] + w[1] * w[1] + w[2] * w[2]
-    if s < 1e-8:
-        a, b = 1 - s / 6, 0.5 - s / 24
-    else:
-        angle = np.sqrt(s)
-        a, b = np.sin(angle) / angle, (1 - np.cos(angle)) / s
-    x, y, z = w[0], w[1], w[2]
-    R[0, 0], R[0, 1], R[0, 2] = 1 - b * (y * y + z * z), b * x * y - a * z, b * x * z + a * y
-    R[1, 0], R[1, 1], R[1, 2] = b * x * y + a * z, 1 - b * (x * x + z * z), b * y * z - a * x
-    R[2, 0], R[2, 1], R[2, 2] = b * x * z - a * y, b * y * z + a * x, 1 - b * (x * x + y * y)
-
-
-@_njit
-def _quaternion(w, q):  # type: ignore[no-untyped-def]
-    """(w, x, y, z) of a rotation vector."""
-    s = w[0] * w[0] + w[1] * w[1] + w[2] * w[2]
-    half = np.sqrt(s) / 2
-    f = 0.5 - s / 48 if s < 1e-8 else np.sin(half) / (2 * half)
-    q[0], q[1], q[2], q[3] = np.cos(half), f * w[0], f * w[1], f * w[2]
-
-
-@_njit
-def _turned(w, d):  # type: ignore[no-untyped-def]
-    """w becomes the rotation vector of exp(w) exp(d)."""
-    p, q = np.empty(4), np.empty(4)
-    _quaternion(w, p)
-    _quaternion(d, q)
-    r = p[0] * q[0] - p[1] * q[1] - p[2] * q[2] - p[3] * q[3]
-    x = p[0] * q[1] + p[1] * q[0] + p[2] * q[3] - p[3] * q[2]
-    y = p[0] * q[2] - p[1] * q[3] + p[2] * q[0] + p[3] * q[1]
-    z = p[0] * q[3] + p[1] * q[2] - p[2] * q[1] + p[3] * q[0]
-    if r < 0:
-        r, x, y, z = -r, -x, -y, -z
-    sine = np.sqrt(x * x + y * y + z * z)
-    f = 2.0 / r if sine < 1e-8 else 2 * np.arctan2(sine, r) / sine
-    w[0], w[1], w[2] = f * x, f * y, f * z
-
-
-@_njit
-def _solved(H, b, x):  # type: ignore[no-untyped-def]
-    """x of H x = b by Cholesky, rows and columns scaled to a unit diagonal and damped as the torch code does."""
-    n = len(b)
-    scale, L = np.empty(n), np.zeros((n, n))
-    for i in range(n):
-        scale[i] = 1 / np.sqrt(max(H[i, i], 1e-12))
-    for i in range(n):
-        for j in range(i + 1):
-            total = H[i, j] * scale[i] * scale[j]
-            if i == j:
-                total += 1e-6
-            for k in range(j):
-                total -= L[i, k] * L[j, k]
-            if i == j:
-                L[i, i] = np.sqrt(max(total, 1e-9)) if total == total else total
-            else:
-                L[i, j] = total / L[j, j]
-    for i in range(n):
-        total = b[i] * scale[i]
-        for k in range(i):
-            total -= L[i, k] * x[k]
-        x[i] = total / L[i, i]
-    for i in range(n - 1, -1, -1):
-        total = x[i]
-        for k in range(i + 1, n):
-            total -= L[k, i] * x[k]
-        x[i] = total / L[i, i]
-    for i in range(n):
-        x[i] *= scale[i]
-
-
-_STILL, _LEAST_DEPTH, _PRIOR_TOLERANCE = 2e-3, 0.05, 3.0  # as in solver.py
-
-
-@_njit
-def _gauss_newton(  # type: ignore[no-untyped-def]
-    rays, seen, across, along, prior_motion, motion_information, prior_road, road_information, climb_sd, at, H,
-    steps, tolerance,
-):  # fmt: skip
-    count = rays.shape[1]
-    R, b, delta, m, normal = np.empty((3, 3)), np.empty(9), np.empty(9), np.empty(3), np.empty(3)
-    JA, JL = np.zeros(9), np.zeros(9)
-    for _ in range(steps):
-        _rotation(at[3:6], R)
-        for k in range(3):
-            m[k] = R[0, k] * at[0] + R[1, k] * at[1] + R[2, k] * at[2]
-        inverse_norm = 1 / np.sqrt(1 + at[6] * at[6] + at[7] * at[7])
-        normal[0], normal[1], normal[2] = at[6] * inverse_norm, -inverse_norm, at[7] * inverse_norm
-        total, weighted = 0.0, 0.0
-        for i in range(count):
-            rx, ry, rz = rays[0, i], rays[1, i], rays[2, i]
-            road = -(normal[0] * rx + normal[1] * ry + normal[2] * rz)
-            if road <= 0 or along[i] == 0:
-                continue
-            on_road = max(road, 0.005)
-            sx = R[0, 0] * rx + R[1, 0] * ry + R[2, 0] * rz
-            sy = R[0, 1] * rx + R[1, 1] * ry + R[2, 1] * rz
-            sz = R[0, 2] * rx + R[1, 2] * ry + R[2, 2] * rz
-            iz = 1 / max(sz - on_road * m[2], _LEAST_DEPTH)
-            x, y = (sx - on_road * m[0]) * iz, (sy - on_road * m[1]) * iz
-            ax, ay = (x * m[2] - m[0]) * iz, (y * m[2] - m[1]) * iz
-            weight = along[i] * (ax * ax + ay * ay + 1e-12) * road * road
-            total += weight
-            weighted += weight * road
-        mean = max(weighted / max(total, 1e-12), 0.05)
-        H[:] = 0
-        b[:] = 0
-        for i in range(count):
-            rx, ry, rz = rays[0, i], rays[1, i], rays[2, i]
-            u, v = seen[0, i], seen[1, i]
-            sx = R[0, 0] * rx + R[1, 0] * ry + R[2, 0] * rz
-            sy = R[0, 1] * rx + R[1, 1] * ry + R[2, 1] * rz
-            sz = R[0, 2] * rx + R[1, 2] * ry + R[2, 2] * rz
-            road = -(normal[0] * rx + normal[1] * ry + normal[2] * rz)
-            on_road = max(road, 0.005)
-            gx, gy = u * m[2] - m[0], v * m[2] - m[1]
-            fx, fy = u * sz - sx, v * sz - sy
-            best = (gx * fx + gy * fy + _STILL**2 * on_road) / (gx * gx + gy * gy + _STILL**2)
-            best = min(max(best, 0.0), 2.0)
-            # Across the epipolar line, at the depth that fits best.
-            iz = 1 / max(sz - best * m[2], _LEAST_DEPTH)
-            x, y = (sx - best * m[0]) * iz, (sy - best * m[1]) * iz
-            ax, ay = (x * m[2] - m[0]) * iz, (y * m[2] - m[1]) * iz
-            square = ax * ax + ay * ay + 1e-12
-            length = np.sqrt(square)
-            wy, wx = ax / length, -(ay + 1e-6) / length  # the line's normal
-            off = (y - v) * wy + (x - u) * wx
-            ahead, close = wx * x + wy * y, iz * best
-            for k in range(3):
-                JA[k] = close * (ahead * R[k, 2] - wx * R[k, 0] - wy * R[k, 1])
-            JA[3], JA[4], JA[5] = wy + y * ahead, -wx - x * ahead, wx * y - wy * x
-            w_across = across[i] / (1 + off * off * across[i] / tolerance**2)
-            still = _STILL**2 / (length * length + _STILL**2)
-            for p in range(6):
-                for q in range(p + 1):
-                    H[p, q] += w_across * JA[p] * JA[q]
-                b[p] += w_across * JA[p] * off
-            # Along it, from where the road would be.
-            w_along = along[i] + across[i] * still
-            if w_along * 1e9 < across[i]:
-                continue
-            iz = 1 / max(sz - on_road * m[2], _LEAST_DEPTH)
-            x, y = (sx - on_road * m[0]) * iz, (sy - on_road * m[1]) * iz
-            ax, ay = (x * m[2] - m[0]) * iz, (y * m[2] - m[1]) * iz
-            parallax = np.sqrt(ax * ax + ay * ay + 1e-12)
-            wx, wy = ax / parallax, (ay + 1e-6) / parallax
-            off = (x - u) * wx + (y - v) * wy
-            ahead, close = wx * x + wy * y, iz * on_road
-            for k in range(3):
-                JL[k] = close * (ahead * R[k, 2] - wx * R[k, 0] - wy * R[k, 1])
-            JL[3], JL[4], JL[5] = wy + y * ahead, -wx - x * ahead, wx * y - wy * x
-            JL[6] = (-inverse_norm * rx - road * at[6] * inverse_norm * inverse_norm) * parallax
-            JL[7] = (-inverse_norm * rz - road * at[7] * inverse_norm * inverse_norm) * parallax
-            JL[8] = parallax * max(road, 0.0) * min(max(road / mean - 1, -1.0), 2.0)
-            off += at[8] * JL[8]
-            w_along = w_along / (1 + off * off * w_along / tolerance**2)
-            for p in range(9):
-                for q in range(p + 1):
-                    H[p, q] += w_along * JL[p] * JL[q]
-                b[p] += w_along * JL[p] * off
-        # Priors: the motion, the road, and that the camera stays at its height above it.
-        for p in range(6):
-            off = at[p] - prior_motion[p]
-            information = motion_information[p] / (1 + off * off * motion_information[p] / _PRIOR_TOLERANCE**2)
-            H[p, p] += information
-            b[p] += information * off
-        for p in range(3):
-            for q in range(3):
-                if q <= p:
-                    H[6 + p, 6 + q] += road_information[p, q]
-                b[6 + p] += road_information[p, q] * (at[6 + q] - prior_road[q])
-        climb = normal[0] * at[0] + normal[1] * at[1] + normal[2] * at[2]
-        JA[0], JA[1], JA[2], JA[3], JA[4], JA[5] = normal[0], normal[1], normal[2], 0.0, 0.0, 0.0
-        JA[6], JA[7] = at[0], at[2]
-        for p in range(9):
-            for q in range(p + 1):
-                H[p, q] += JA[p] * JA[q] / climb_sd**2
-            b[p] += JA[p] * climb / climb_sd**2
-        JA[6], JA[7] = 0.0, 0.0
-        for p in range(9):
-            for q in range(p):
-                H[q, p] = H[p, q]
-            b[p] = -b[p]
-        _solved(H, b, delta)
-        for k in range(3):
-            at[k] += delta[k]
-            delta[3 + k] = min(max(delta[3 + k], -0.2), 0.2)
-        _turned(at[3:6], delta[3:6])
-        for k in range(6, 8):
-            at[k] = min(max(at[k] + min(max(delta[k], -0.1), 0.1), -0.3), 0.3)
-        at[8] = min(max(at[8] + delta[8], -0.3), 0.3)
-
-
-@_njit
-def _solve_all(  # type: ignore[no-untyped-def]
-    first, last, rays, seen, across, along, motion, motion_information, road, road_information, climb_sd, at, H,
-    steps, tolerance,
-):  # fmt: skip
-    """A strip of a batch."""
-    for i in range(first, last):
-        _gauss_newton(rays[i], seen[i], across[i], along[i], motion[i], motion_information[i], road[i],
-                      road_information[i], climb_sd[i], at[i], H[i], steps, tolerance)  # fmt: skip

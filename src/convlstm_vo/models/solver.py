@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convlstm_vo.geometry import se3
-from convlstm_vo.models import kernels
+from convlstm_vo.models import kernels, solver_kernels
 from convlstm_vo.models.scene import road_normal
 
 PRIOR_TOLERANCE = 3.0  # standard deviations at which the prior of the motion counts half
@@ -96,6 +96,8 @@ def residuals(rays: Tensor, seen: Tensor, motion: Tensor, slopes: Tensor) -> Res
         rays: (batch, 3, cells) in the previous camera. seen: (batch, 2, cells), where they are in the current one.
         motion: (batch, 6). slopes: (batch, 2).
     """
+    if kernels.usable(rays, seen, motion, slopes):
+        return Residuals(*solver_kernels.residuals(rays, seen, motion, slopes))
     T = se3.matrix_from_motion(motion)
     Rt, t = T[:, :3, :3].transpose(1, 2), T[:, :3, 3:]
     sx, sy, sz = (Rt @ rays).unbind(1)  # the ray in the current camera: (batch, cells)
@@ -192,27 +194,39 @@ def solve(
     with torch.no_grad():
         before = steps - 1 if differentiable else steps
         at = Solution(start[0].detach(), start[1].detach(), start[2].detach(), start[0].new_zeros(0))
-        if before and kernels.usable(rays, seen, weights_across, weights_along, at.motion):
+        fused = kernels.usable(rays, seen, weights_across, weights_along, at.motion)
+        if before and fused:
             prior = (priors.motion, priors.motion_information, torch.cat([priors.slopes, priors.bend], 1),
                      priors.road_information, priors.climb_sd)  # fmt: skip
-            unknowns = torch.cat([at.motion, at.slopes, at.bend], 1)
-            found, H = kernels.gauss_newton(
-                rays, seen, weights_across, weights_along, prior, unknowns, before, tolerance
+            found, H = solver_kernels.gauss_newton(
+                rays, seen, weights_across, weights_along, prior, _unknowns(at), before, tolerance
             )
             at = Solution(found[:, :6], found[:, 6:8], found[:, 8:], H)
         else:
             for _ in range(before):
                 r = residuals(rays, seen, at.motion, at.slopes)
-                at = _gauss_newton(r, weights_across, weights_along, priors, at, tolerance)
-        r = residuals(rays, seen, at.motion, at.slopes)
-    if differentiable:
-        at = _gauss_newton(r, weights_across, weights_along, priors, at, tolerance)
+                at = _gauss_newton(*_normal_equations(r, weights_across, weights_along, at, tolerance), priors, at)
+        if not (fused and differentiable):
+            r = residuals(rays, seen, at.motion, at.slopes)
+    if differentiable and fused:
+        H, b, rows = solver_kernels.NormalEquations.apply(
+            rays, seen, weights_across, weights_along, _unknowns(at), tolerance
+        )
+        r = Residuals(*solver_kernels.unpacked(rows))
+        at = _gauss_newton(H, b, priors, at)
+    elif differentiable:
+        at = _gauss_newton(*_normal_equations(r, weights_across, weights_along, at, tolerance), priors, at)
     return at, r
 
 
-def _gauss_newton(
-    r: Residuals, across: Tensor, along: Tensor, priors: Priors, at: Solution, tolerance: float
-) -> Solution:
+def _unknowns(at: Solution) -> Tensor:
+    return torch.cat([at.motion, at.slopes, at.bend], 1)
+
+
+def _normal_equations(
+    r: Residuals, across: Tensor, along: Tensor, at: Solution, tolerance: float
+) -> tuple[Tensor, Tensor]:
+    """H (batch, 9, 9) and b (batch, 9) of all cells, by the robust weights that they have at a solution."""
     J_bend = bend_derivative(r, along)
     misfit = r.along + at.bend * J_bend
     along = along + across * r.still
@@ -222,7 +236,11 @@ def _gauss_newton(
     J_along = torch.cat([r.J_along, J_bend[:, None]], 1)
     WA, WL = J_across * w_across[:, None], J_along * w_along[:, None]
     H = WA @ J_across.transpose(1, 2) + WL @ J_along.transpose(1, 2)
-    b = (WA @ r.across[..., None] + WL @ misfit[..., None])[..., 0]
+    return H, (WA @ r.across[..., None] + WL @ misfit[..., None])[..., 0]
+
+
+def _gauss_newton(H: Tensor, b: Tensor, priors: Priors, at: Solution) -> Solution:
+    """One step, from what all cells say."""
     H, b = _with_priors(H, b, at, priors)
     return _moved(at, _solve_scaled(H, -b), H)
 

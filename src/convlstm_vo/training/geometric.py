@@ -188,7 +188,7 @@ def follow(
         keep = ~clip.fresh
         packed = torch.where(keep[:, None], state[-1], packed)
         hidden = tuple(part * keep.reshape(-1, *[1] * (part.dim() - 1)) for part in state[:-1])
-    motions, covariances, slopes, misfits = [], [], [], []
+    motions, covariances, slopes, memories, trusts = [], [], [], [], []
     for t in range(clip.cells.shape[1]):
         memory = Memory.unpack(packed)
         if config.memory == "none":
@@ -197,20 +197,32 @@ def follow(
             hidden = None
         cells = as_cells(clip.cells[:, t])
         estimate, new = net.conclude(cells, memory, hidden)
-        if torch.is_grad_enabled() and config.cell_loss and config.weigh:
-            weights = net.trusted_weights(cells, memory, estimate.trust)
-            misfits.append(cell_misfit(cells, weights, clip.motions[:, t], clip.slopes[:, t], clip.bend))
+        memories.append(memory.pack())
+        trusts.append(estimate.trust)
         hidden, packed = new[:-1], new[-1]
         motions.append(estimate.solution.motion)
         covariances.append(estimate.covariance)
         slopes.append(estimate.solution.slopes)
-    misfit = torch.stack(misfits).mean() if misfits else packed.new_zeros(())
+    misfit = packed.new_zeros(())
+    if torch.is_grad_enabled() and config.cell_loss and config.weigh:
+        cells, memory = as_cells(clip.cells.flatten(0, 1)), Memory.unpack(torch.stack(memories, 1).flatten(0, 1))
+        weights = net.trusted_weights(cells, memory, torch.stack(trusts, 1).flatten(0, 1))
+        bend = None if clip.bend is None else clip.bend.repeat_interleave(len(trusts))
+        misfit = cell_misfit(
+            cells, weights, clip.motions.flatten(0, 1), clip.slopes.flatten(0, 1), bend, frames=len(trusts)
+        )
     outcome = Outcome(torch.stack(motions, 1), torch.stack(covariances, 1), torch.stack(slopes, 1), misfit)
     return outcome, (*(hidden or ()), packed)
 
 
 def cell_misfit(
-    cells: Cells, weights: tuple[Tensor, Tensor], motions: Tensor, slopes: Tensor, bend: Tensor | None
+    cells: Cells,
+    weights: tuple[Tensor, Tensor],
+    motions: Tensor,
+    slopes: Tensor,
+    bend: Tensor | None,
+    *,
+    frames: int = 1,
 ) -> Tensor:
     """Negative log likelihood of what cells measured, given true motion and road: what each one is worth.
 
@@ -220,6 +232,7 @@ def cell_misfit(
     Args:
         weights: inverse variances across and along, (lanes, cells). motions, slopes: (lanes, 6), (lanes, 2), true.
         bend: (lanes,) of the road's flow (`bent`), for which no cell is to blame.
+        frames: so many neighbouring lanes are frames of one; each frame counts the same, whatever it shows.
     """
     across, along = weights
     known = torch.isfinite(slopes).all(1)
@@ -237,7 +250,8 @@ def cell_misfit(
         own = (
             2.5 * torch.log1p(off.square() * weight / 4) - 0.5 * weight.clamp_min(1e-6).log()
         )  # Student, 4 degrees
-        loss = loss + (own * counts).sum() / counts.sum().clamp_min(1)
+        of_frames = [x.unflatten(0, (-1, frames)).sum((0, 2)) for x in (own * counts, counts)]
+        loss = loss + (of_frames[0] / of_frames[1].clamp_min(1)).mean()
     return loss
 
 
