@@ -15,7 +15,7 @@ SETTINGS = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "MALLOC_TOP_PAD_": "500000000",
-    "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "3000",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 
@@ -26,6 +26,10 @@ def test_what_the_user_has_set_stays_and_the_others_are_added(name: str) -> None
     found = training_environment({name: own, "HOME": "/home/me"})
     assert {key: found[key] for key in SETTINGS} == SETTINGS | {name: own}
     assert found["HOME"] == "/home/me"
+
+
+def test_a_user_who_says_how_to_wait_is_heard() -> None:
+    assert "GOMP_SPINCOUNT" not in training_environment({"OMP_WAIT_POLICY": "PASSIVE"})
 
 
 def test_other_tunables_are_kept_beside_ours() -> None:
@@ -55,7 +59,7 @@ def test_the_process_starts_again_once() -> None:
 @pytest.mark.parametrize(
     ("loaded", "own", "expected"),
     [
-        (False, {}, "10000"),
+        (False, {}, "1000"),
         (False, {"GOMP_SPINCOUNT": "7"}, "7"),
         (False, {"OMP_WAIT_POLICY": "PASSIVE"}, None),
         (True, {}, None),
@@ -84,4 +88,4 @@ def test_run_sets_it_before_torch_is_loaded() -> None:
     }
     command = [sys.executable, "-c", code]
     shown = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60).stdout
-    assert shown.split() == ["10000", "True"]
+    assert shown.split() == ["1000", "True"]
