@@ -107,6 +107,19 @@ def test_without_a_road_a_search_is_not_repeated_with_each_frame(monkeypatch):
     assert 1 <= len(searches) <= 3
 
 
+@pytest.mark.parametrize("street, shows", [(FIRST_SEED + 1, True), (FIRST_SEED + 3, False)])
+def test_asphalt_that_shows_nothing_gives_no_scale(street, shows):
+    """The second street's junction has no texture but noise; a guess there is 40 % short."""
+    film = covered(street, 3).until(8)
+    tracked = show(net(), film)
+    for k in range(1, 8):
+        assert tracked[k].metric == shows
+        true, covariance = film.truth(k), tracked[k].covariance
+        assert true is not None and covariance is not None
+        error = np.linalg.norm(true[:3, 3]) - np.linalg.norm(tracked[k].T_prev_curr[:3, 3])
+        assert abs(error) < 8 * np.sqrt(covariance[2, 2])
+
+
 def test_locked_means_five_good_frames():
     ride = WorldSequence(FIRST_SEED, frames=12, camera=CAMERA)
     film = Film([(ride, i) for i in range(12)])

@@ -331,19 +331,20 @@ def calibrate(argv: list[str]) -> None:
     stream = _open(options)
     start = VehicleCalibration(options.camera_height)
     odometer = VisualOdometry.from_checkpoint(camera=stream.camera, calibration=start)
-    driven, lost, poses = 0.0, 0, []
+    driven, lost, guessed, poses = 0.0, 0, 0, []
     for tracked in odometer.stream(stream):
         poses.append(tracked.T_world_camera)
         driven += float((tracked.T_prev_curr[:3, 3] ** 2).sum() ** 0.5)
-        lost += tracked.status == "lost" or not tracked.metric
+        lost += tracked.status == "lost"
+        guessed += not tracked.metric
     true, track = options.distance, None
     if options.track is not None:
         track = read_trajectory(options.track)
         true = float(track.distances_m[-1])
-    if true is None or driven < 10 or lost:
+    if true is None or driven < 10 or lost or guessed > 0.05 * len(poses):
         raise CalibrationError(
-            f"{options.input}: {driven:.1f} m driven, {lost} frames lost or without a road; a calibration needs a "
-            "drive of 10 m at least (better 100) with the road in view all along"
+            f"{options.input}: {driven:.1f} m driven, {lost} frames lost, {guessed} without a road; a calibration "
+            "needs a drive of 10 m at least (better 100) with the road in view, but for 5 % of its frames at most"
         )
     found = odometer.calibration
     assert found is not None

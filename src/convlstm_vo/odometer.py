@@ -20,7 +20,7 @@ from convlstm_vo.geometry.camera import Camera
 from convlstm_vo.geometry.trajectory import Trajectory
 from convlstm_vo.models.cells import State
 from convlstm_vo.models.checkpoint import DEFAULT_CHECKPOINT, Network, load_checkpoint
-from convlstm_vo.models.geometric import LEAST_CONTRAST, LEAST_EVIDENCE, LEAST_ROAD, GeometricNet, Memory
+from convlstm_vo.models.geometric import LEAST_CONTRAST, LEAST_EVIDENCE, GeometricNet, Memory
 from convlstm_vo.sequences.base import Frame, Stream, fit_image
 
 _FOCAL_PX = 363.6  # at which the default network sees: half of KITTI's size
@@ -44,7 +44,8 @@ class TrackedFrame:
         covariance: (6, 6) of the motion (metres, radians) where the network knows it, otherwise None.
         status: "lost": the image does not tell (covered, dark, a jump), the motion is a guess; "frozen": the same
             image again.
-        metric: False where no road is seen: rotation and direction hold, the length of the motion is a guess.
+        metric: False where no road is seen, or one that shows next to nothing: rotation and direction hold, the
+            length of the motion is a guess.
     """
 
     index: int
@@ -165,7 +166,7 @@ class VisualOdometry:
             return np.zeros(6), None, "lost", False
         self._state = new
         lost = float(estimate.evidence) < LEAST_EVIDENCE
-        metric = not lost and float(estimate.road_sd) < LEAST_ROAD
+        metric = not lost and bool(estimate.metric)
         return motion, estimate.covariance[0].double().cpu().numpy(), "lost" if lost else "ok", metric
 
     def _calibrated_state(self, net: GeometricNet) -> State:

@@ -49,6 +49,10 @@ LEAST_EVIDENCE = 0.04  # of the image; a covered lens has less than 0.01, real s
 LEAST_CONTRAST = 2.0  # standard deviation of an image's grey levels; an even image shows no motion
 _NEAR = 0.08  # slope under the horizon of the road that a search looks at: within 12 camera heights
 LEAST_ROAD = 0.006  # standard deviation of the way by the road alone, camera heights; streets have 0.0002 to 0.004
+# Asphalt that shows next to nothing: cells there err alike, toward what was predicted, and their number is no help.
+# On unseen streets and junctions the way is wrong by some 15 times that standard deviation, and by more than a
+# tenth where it is also as large as this: in camera heights, and as a share of the way.
+_ROAD_ERROR, _VAGUE_ROAD, _VAGUE_SHARE = 15.0, 0.0005, 0.0025
 
 
 @dataclasses.dataclass
@@ -396,10 +400,14 @@ class GeometricNet(nn.Module):
         misfit = misfits.along + solution.bend * bend_derivative(misfits, along)
         seen = along / (1 + misfit.square() * along / 4)  # a lorry where the road should be is no road
         road = (seen[:, None] * misfits.J_along[:, :3].square()).sum((1, 2))
+        road_sd = road.clamp_min(1e-12).rsqrt()
         sigma = cells.sigma.flatten(1)  # what the ConvLSTM makes of a cell is no measure of what is seen
         fit = _sure(sigma) / (1 + (misfits.across / (sigma * self.log_flow_sd[0].exp())).square())
         motion = torch.cat([solution.motion[:, :3] * height[:, None], solution.motion[:, 3:]], 1)
-        return Estimate(motion, covariance, solution, fit.mean(1), road.clamp_min(1e-12).rsqrt(), trust)
+        ahead = F.normalize(solution.motion[:, :3].detach(), dim=1, eps=0.02)
+        off = F.pad(ahead * (_ROAD_ERROR * road_sd.detach() * height)[:, None], (0, 3)).clamp(-100.0, 100.0)
+        covariance = covariance + off[:, :, None] * off[:, None, :]
+        return Estimate(motion, covariance, solution, fit.mean(1), road_sd, trust)
 
     def remember(self, memory: Memory, solution: Solution) -> Memory:
         """The state after a frame: the road as the current camera sees it, the mounting a little better known."""
@@ -440,7 +448,7 @@ class Estimate:
         solution: the same in camera heights, with the road.
         evidence: (batch,) share of the image that was measured well and fits; under `LEAST_EVIDENCE` all is lost.
         road_sd: (batch,) standard deviation of the way's length by the road alone, in camera heights; above
-            `LEAST_ROAD` no road is seen, and the length of the motion is a guess.
+            `LEAST_ROAD` no road is seen.
         trust: (batch, 2, rows, columns), logarithms, across and along.
     """
 
@@ -450,6 +458,13 @@ class Estimate:
     evidence: Tensor
     road_sd: Tensor
     trust: Tensor
+
+    @property
+    def metric(self) -> Tensor:
+        """(batch,) whether the road gave the length of the motion; otherwise it is a guess."""
+        way = self.solution.motion[:, :3].norm(dim=1)
+        vague = (self.road_sd > _VAGUE_ROAD) & (self.road_sd > _VAGUE_SHARE * way)
+        return (self.road_sd < LEAST_ROAD) & ~vague
 
 
 @dataclasses.dataclass
