@@ -5,7 +5,8 @@ python benchmarks/hard_cases.py --json hard_cases.json
 Each case is driven on several streets that no training saw; the worst of them is printed. *Locked*: from this frame
 on the motion is within 10 % of its length (5 cm where the car hardly moves) and 0.2 degrees, for 5 frames; asked
 are 10 or fewer. *Lost*: frames said to be lost, of those that no picture tells; *false*: of the others. *After*:
-mean errors once locked. *Out*: share of motions beyond the tolerance once locked. *Drift*: over a stop.
+mean errors once locked. *Out*: share of motions beyond the tolerance once locked. *Told*: of all motions beyond it,
+those that were said to be lost or without metric scale; *doubted*: of all others. *Drift*: over a stop.
 """
 
 from __future__ import annotations
@@ -140,6 +141,8 @@ class Outcome:
         out: share of motions after locking that are beyond the tolerance.
         t_percent, t_cm, r_degrees: mean error of the motions after locking; of the mean way (None where the car
             hardly moves), in all, and of the rotation.
+        wrong, told, doubted: motions beyond the tolerance, those of them said to be lost or without metric scale,
+            and others of which that was said.
         drift_m, drift_degrees: over the part that the film asks for.
         errors: of all motions: way in metres, error in metres, error in degrees.
     """
@@ -152,6 +155,9 @@ class Outcome:
     t_percent: float | None
     t_cm: float
     r_degrees: float
+    wrong: int
+    told: int
+    doubted: int
     drift_m: float | None = None
     drift_degrees: float | None = None
     errors: list[tuple[float, float, float]] = dataclasses.field(default_factory=list, repr=False)
@@ -187,6 +193,7 @@ def judge(film: Film, tracked: list[TrackedFrame]) -> Outcome:
     unseen = [k for k in range(1, len(truth)) if truth[k] is None]
     lost = {k for k, t in enumerate(tracked) if t.status == "lost"}
     way = float(rest[:, 0].mean())
+    seen = [(good[k], t.status == "lost" or not t.metric) for k, t in enumerate(tracked) if truth[k] is not None]
     outcome = Outcome(
         frames=locks[0] - film.event + 1 if locks else None,
         lost=len(lost & set(unseen)),
@@ -196,6 +203,9 @@ def judge(film: Film, tracked: list[TrackedFrame]) -> Outcome:
         t_percent=100 * float(rest[:, 1].mean()) / way if way > 0.1 else None,
         t_cm=100 * float(rest[:, 1].mean()),
         r_degrees=float(rest[:, 2].mean()),
+        wrong=sum(not right for right, _ in seen),
+        told=sum(told and not right for right, told in seen),
+        doubted=sum(told and right for right, told in seen),
         errors=[(float("nan"),) * 3 if e is None else e for e in errors],
     )
     if film.part:
@@ -445,6 +455,9 @@ def worst(outcomes: list[Outcome]) -> Outcome:
         t_percent=most([o.t_percent for o in outcomes]),
         t_cm=max(o.t_cm for o in outcomes),
         r_degrees=max(o.r_degrees for o in outcomes),
+        wrong=sum(o.wrong for o in outcomes),
+        told=sum(o.told for o in outcomes),
+        doubted=sum(o.doubted for o in outcomes),
         drift_m=most([o.drift_m for o in outcomes]),
         drift_degrees=most([o.drift_degrees for o in outcomes]),
     )
@@ -455,13 +468,14 @@ def row(case: str, o: Outcome) -> str:
     t = f"{o.t_percent:.1f} %" if o.t_percent is not None else f"{o.t_cm:.1f} cm"
     drift = "" if o.drift_m is None else f"{o.drift_m:.3f} m {o.drift_degrees:.2f}°"
     frames = "never" if o.frames is None else str(o.frames)
-    cells = [f"{o.lost}/{o.unseen}", str(o.false_alarms), t, f"{o.r_degrees:.3f}°", f"{100 * o.out:.0f} %", drift]
-    return f"{case:44}{frames:>7}" + "".join(
-        f"{cell:>{w}}" for cell, w in zip(cells, (8, 7, 9, 9, 7, 16), strict=True)
-    )
+    cells = [f"{o.lost}/{o.unseen}", str(o.false_alarms), t, f"{o.r_degrees:.3f}°", f"{100 * o.out:.0f} %",
+             f"{o.told}/{o.wrong}", str(o.doubted), drift]  # fmt: skip
+    return f"{case:44}{frames:>7}" + "".join(f"{cell:>{w}}" for cell, w in zip(cells, WIDTHS, strict=True))
 
 
-HEAD = f"{'case':44}{'locked':>7}{'lost':>8}{'false':>7}{'t after':>9}{'r after':>9}{'out':>7}{'drift':>16}"
+WIDTHS = (8, 7, 9, 9, 7, 8, 9, 16)
+NAMES = ("lost", "false", "t after", "r after", "out", "told", "doubted", "drift")
+HEAD = f"{'case':44}{'locked':>7}" + "".join(f"{name:>{width}}" for name, width in zip(NAMES, WIDTHS, strict=True))
 
 
 def main() -> None:

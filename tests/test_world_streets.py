@@ -13,6 +13,7 @@ from scipy.spatial.transform import Rotation
 
 from convlstm_vo.geometry.trajectory import read_kitti
 from convlstm_vo.world import KITTI_CAMERA, Mount, Sensor, WorldSequence, make_drive
+from convlstm_vo.world import plan as plan_module
 from convlstm_vo.world.bank import bank, halved, ripmap
 from convlstm_vo.world.drives import Drive
 from convlstm_vo.world.exact import bell, product, relative_to_first, rotation, sincos
@@ -129,6 +130,24 @@ def test_junction_turns_reach_five_degrees_a_frame() -> None:
 
 
 @pytest.mark.skipif(not GROUND_TRUTH.is_dir(), reason="KITTI's trajectories are not here")
+def test_long_paths_do_not_pass_through_roads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def largest_step() -> float:
+        """Between the path and roads that it meets far from where it leads along them: the largest."""
+        plan = WorldSequence(5_000_007, frames=1000).plan
+        steps = [0.0]
+        for leg in plan.legs:
+            for s in np.arange(0.0, float(plan.path.s[-1]), 5.0):
+                x, y, z, _ = (float(v) for v in plan.path.at(s))
+                away = np.hypot(leg.line.x - x, leg.line.z - z)
+                if not leg.start_s - 30 <= s <= leg.end_s + 30 and away.min() < leg.half_width_m + 5:
+                    steps.append(abs(y - float(leg.line.y[away.argmin()])))
+        return max(steps)
+
+    assert largest_step() < 0.15
+    monkeypatch.setattr(plan_module, "_MOST_DRAWS", 0)
+    assert largest_step() > 0.5
+
+
 def test_motion_is_distributed_like_kittis() -> None:
     world = np.concatenate([rates_deg(WorldSequence(k, frames=300).drive.T_street_camera) for k in range(24)])
     real = np.concatenate(

@@ -19,6 +19,7 @@ from convlstm_vo.world.exact import sincos
 Array = NDArray[np.float64]
 StreetKind = Literal["town", "country", "motorway"]
 STEP_M = 0.5
+_MOST_DRAWS = 30  # of a path, until one does not pass through a road
 MOVER_KINDS = ("car", "car", "car", "car", "car", "van", "van", "cyclist", "cyclist", "cyclist")
 
 
@@ -248,8 +249,36 @@ def _meeting(a: Leg, b: Leg) -> tuple[float, float, float]:
 
 
 def make_plan(seed: int, kind: StreetKind, length_m: float) -> Plan:
-    """Draw path and roads for a drive of at least ``length_m``, bit for bit the same for a seed."""
+    """Draw path and roads for a drive of at least ``length_m``, bit for bit the same for a seed.
+
+    A path that crosses one of its other roads at another height, which of long ones a few do, is drawn again.
+    """
     rng = generator(seed, 1)
+    plan = _draw_plan(rng, kind, length_m)
+    for _ in range(_MOST_DRAWS):
+        if not _passes_through_a_road(plan):
+            break
+        plan = _draw_plan(rng, kind, length_m)
+    return plan
+
+
+def _passes_through_a_road(plan: Plan) -> bool:
+    """Whether the path comes upon a road, with its pavements, that it does not lead along and that is not level
+    with it: there is one ground only, so the car would drive through it."""
+    path = plan.path
+    for leg in plan.legs:
+        elsewhere = (path.s < leg.start_s - 30) | (path.s > leg.end_s + 30)  # its junctions are level
+        x, y, z = (values[elsewhere][::4] for values in (path.x, path.y, path.z))
+        line_x, line_y, line_z = (values[::4] for values in (leg.line.x, leg.line.y, leg.line.z))
+        square = (x[:, None] - line_x) ** 2 + (z[:, None] - line_z) ** 2
+        nearest = square.argmin(1)
+        near = square.min(1) < (leg.half_width_m + 7.0) ** 2
+        if bool((near & (np.abs(y - line_y[nearest]) > 0.1)).any()):
+            return True
+    return False
+
+
+def _draw_plan(rng: np.random.Generator, kind: StreetKind, length_m: float) -> Plan:
     parts = _town_parts(rng, length_m) if kind == "town" else _open_parts(rng, length_m, kind)
     parts = [(np.zeros(round(30 / STEP_M)), False), *parts, (np.zeros(round(60 / STEP_M)), False)]
     kappa = np.concatenate([part for part, _ in parts])
