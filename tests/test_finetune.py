@@ -86,7 +86,7 @@ def loaded() -> GeometricNet:
 
 
 def run(tree: Path, out: Path, *more: str) -> None:
-    cli.main(["train-geometric", "--finetune", str(tree), "--out", str(out), *more])
+    cli.main(["train-geometric", "--finetune", str(tree), "--out", str(out), "--threads", "1", *more])
 
 
 # --- fine-tuning ----------------------------------------------------------------------------------------------

@@ -190,6 +190,7 @@ def test_trains_from_nothing_and_continues(tmp_path):
         weigh_steps=2,
         height=64,
         width=320,
+        threads=1,
     )
     checkpoint = run_geometric(options)
     first = load_checkpoint(checkpoint)
