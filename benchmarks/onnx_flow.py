@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     net = load_checkpoint()
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as the odometer has it
     assert isinstance(net, GeometricNet)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "flow.onnx"
