@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 from convlstm_vo import cli
-from convlstm_vo.calibration import turn_gain
+from convlstm_vo.calibration import VehicleCalibration, turn_gain
+from convlstm_vo.geometry.camera import Camera
 from convlstm_vo.geometry.se3 import so3_exp
 from convlstm_vo.geometry.trajectory import Trajectory
 from convlstm_vo.sequences.kitti import KittiSequence
+from convlstm_vo.world import WorldSequence
 
 KITTI = Path(__file__).parents[2] / "shared" / "kitti"
 
@@ -55,3 +59,28 @@ def test_calibrate_finds_a_wrong_focal_length_on_real_frames(tmp_path, capsys):
     assert "% smaller than the track's" in said
     better = float(said.split("fx ")[1].split(",")[0])
     assert better == pytest.approx(sequence.camera.fx, rel=0.02)  # itself 1 % too long, by the turns
+
+
+@pytest.mark.parametrize("hidden, accepted", [(1, True), (6, False)])
+def test_calibrate_needs_the_road_in_nearly_all_frames(tmp_path, capsys, hidden, accepted):
+    drive = WorldSequence(
+        33, frames=60, kind="town", camera=Camera(363.6, 363.6, 309.5, 93.5, height=192, width=624)
+    )
+    (tmp_path / "drive").mkdir()
+    for k, frame in enumerate(drive):
+        image = frame.image.copy()
+        if 30 <= k < 30 + hidden:
+            image[98:] = 0  # a bonnet that opened
+        cv2.imwrite(str(tmp_path / "drive" / f"{k:06}.png"), image)
+    out = tmp_path / "car.json"
+    command = ["calibrate", str(tmp_path / "drive"), "--distance", "25", "--out", str(out)]
+    command += ["--intrinsics", "363.6", "363.6", "309.5", "93.5"]
+    if accepted:
+        cli.main(command)
+        assert VehicleCalibration.read(out).camera_height_m > 0
+    else:
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(command)
+        assert stopped.value.code == 2
+        assert re.search(r"0 frames lost, ([4-9]|1\d) without a road", capsys.readouterr().err)
+        assert not out.exists()

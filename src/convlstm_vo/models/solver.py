@@ -194,8 +194,7 @@ def solve(
     with torch.no_grad():
         before = steps - 1 if differentiable else steps
         at = Solution(start[0].detach(), start[1].detach(), start[2].detach(), start[0].new_zeros(0))
-        fused = kernels.usable(rays, seen, weights_across, weights_along, at.motion)
-        if before and fused:
+        if before and kernels.usable(rays, seen, weights_across, weights_along, at.motion):
             prior = (priors.motion, priors.motion_information, torch.cat([priors.slopes, priors.bend], 1),
                      priors.road_information, priors.climb_sd)  # fmt: skip
             found, H = solver_kernels.gauss_newton(
@@ -204,19 +203,24 @@ def solve(
             at = Solution(found[:, :6], found[:, 6:8], found[:, 8:], H)
         else:
             for _ in range(before):
-                r = residuals(rays, seen, at.motion, at.slopes)
-                at = _gauss_newton(*_normal_equations(r, weights_across, weights_along, at, tolerance), priors, at)
-        if not (fused and differentiable):
-            r = residuals(rays, seen, at.motion, at.slopes)
-    if differentiable and fused:
-        H, b, rows = solver_kernels.NormalEquations.apply(
-            rays, seen, weights_across, weights_along, _unknowns(at), tolerance
-        )
-        r = Residuals(*solver_kernels.unpacked(rows))
-        at = _gauss_newton(H, b, priors, at)
-    elif differentiable:
-        at = _gauss_newton(*_normal_equations(r, weights_across, weights_along, at, tolerance), priors, at)
-    return at, r
+                H, b, _ = _equations(rays, seen, weights_across, weights_along, at, tolerance)
+                at = _gauss_newton(H, b, priors, at)
+    if not differentiable:
+        return at, residuals(rays, seen, at.motion, at.slopes)
+    H, b, r = _equations(rays, seen, weights_across, weights_along, at, tolerance)
+    return _gauss_newton(H, b, priors, at), r
+
+
+def _equations(
+    rays: Tensor, seen: Tensor, across: Tensor, along: Tensor, at: Solution, tolerance: float
+) -> tuple[Tensor, Tensor, Residuals]:
+    """`_normal_equations` at a solution, with gradients for weights alone, and the residuals they are made of."""
+    if kernels.usable(rays, seen, across.detach(), along.detach(), at.motion):
+        H, b, rows = solver_kernels.NormalEquations.apply(rays, seen, across, along, _unknowns(at), tolerance)
+        return H, b, Residuals(*solver_kernels.unpacked(rows))
+    with torch.no_grad():
+        r = residuals(rays, seen, at.motion, at.slopes)
+    return *_normal_equations(r, across, along, at, tolerance), r
 
 
 def _unknowns(at: Solution) -> Tensor:

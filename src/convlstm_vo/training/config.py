@@ -137,7 +137,7 @@ class TrainConfig:
     keep_epochs: int = 40
     """Epochs between checkpoints that are kept for good; 0: none."""
     cache: Path | None = None
-    """Folder for decoded frames; none named: ~/.cache/convlstm-vo/frames."""
+    """Folder for decoded frames, which can be deleted between runs; none named: ~/.cache/convlstm-vo/frames."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "time_steps", "epochs", "accumulate", "save_steps", "shard_window"):
