@@ -29,12 +29,11 @@ from convlstm_vo.models.checkpoint import DEFAULT_CHECKPOINT, Network, load_chec
 from convlstm_vo.models.geometric import Memory
 from convlstm_vo.odometer import TrackedFrame, VisualOdometry
 from convlstm_vo.sequences.base import Frame
-from convlstm_vo.world import WorldSequence, make_drive, make_plan, make_street
+from convlstm_vo.world import Traffic, WorldSequence, make_drive, make_plan
 from convlstm_vo.world.drives import Drive, on_path
 from convlstm_vo.world.exact import rotation
 from convlstm_vo.world.meshes import Mesh, box, car
 from convlstm_vo.world.plan import Plan, generator
-from convlstm_vo.world.streets import Street
 
 Array = NDArray[np.float64]
 CAMERA = Camera(363.6, 363.6, 309.5, 93.5, height=192, width=624)
@@ -43,7 +42,6 @@ WITHIN, AT_LEAST_M, DEGREES, HOLD = 0.1, 0.05, 0.2, 5
 MOST_FRAMES = 10
 MOST_ASIDE = 6.0  # m/s^2 in bends
 Speed = Callable[[Array], Array]
-Traffic = Callable[[Plan, Drive], list[tuple[Mesh, Array]]]  # bodies with their poses (n, 4, 4)
 
 
 class Ride(WorldSequence):
@@ -63,8 +61,8 @@ class Ride(WorldSequence):
         traffic: Traffic | None = None,
         **options,  # type: ignore[no-untyped-def]
     ) -> None:
-        super().__init__(seed, camera=CAMERA, **options)
-        self.speed, self.start, self.traffic = speed, start, traffic
+        super().__init__(seed, camera=CAMERA, traffic=traffic or "usual", **options)
+        self.speed, self.start = speed, start
 
     @functools.cached_property
     def plan(self) -> Plan:
@@ -74,7 +72,7 @@ class Ride(WorldSequence):
         return make_plan(self.seed, self.kind, float(self.speed(times).max()) * self.frames / self.fps + 180)
 
     @functools.cached_property
-    def _own_drive(self) -> Drive:
+    def _usual_drive(self) -> Drive:
         return make_drive(
             self.seed,
             self.plan,
@@ -84,21 +82,6 @@ class Ride(WorldSequence):
             speed=self.speed,
             start_m=self.start(self.plan),
         )
-
-    @functools.cached_property
-    def _others(self) -> list[tuple[Mesh, Array]]:
-        return [] if self.traffic is None else self.traffic(self.plan, self._own_drive)
-
-    @functools.cached_property
-    def drive(self) -> Drive:
-        if self.traffic is None:
-            return self._own_drive
-        return dataclasses.replace(self._own_drive, T_street_mover=np.stack([T for _, T in self._others], 1))
-
-    @functools.cached_property
-    def street(self) -> Street:
-        movers = None if self.traffic is None else [mesh for mesh, _ in self._others]
-        return make_street(self.seed, self.plan, driven_m=float(self.drive.road_s[-1]), movers=movers)
 
 
 @dataclasses.dataclass

@@ -20,8 +20,10 @@ from convlstm_vo.training.finetune import FinetuneOptions, run_finetune
 from convlstm_vo.training.flow import FlowConfig, train_flow
 from convlstm_vo.training.geometric import WeighConfig, train_weights
 from convlstm_vo.training.rendered import RenderedDrive, open_drive, render_drives
+from convlstm_vo.world import TrafficKind
 
-_UNSEEN_SEED, _SEED = 9_000_000, 2_000_000  # far from the streets of `simulate` and from each other
+# Far from the streets of `simulate` and from each other.
+_UNSEEN_SEED, _SEED, _HEAVY_SEED = 9_000_000, 2_000_000, 2_500_000
 _OF_BOTH = ("out", "seed", "threads", "finetune")  # options; the others are for training from nothing
 
 
@@ -44,6 +46,8 @@ class GeometricOptions:
     """Crops in each of these updates; a GPU takes 48 as fast."""
     weigh_drives: int = 180
     """Drives whose flow is cached, for the weights."""
+    heavy_drives: int = 40
+    """More of them, in heavy traffic: what moves with the camera must not be taken for the horizon."""
     weigh_steps: int = 2200
     """Updates of the weights."""
     seed: int = 0
@@ -68,8 +72,9 @@ class GeometricOptions:
                 raise TrainError(
                     f"--{field.name.replace('_', '-')}: is for training from nothing; leave it out with --finetune"
                 )
-            if isinstance(value, int) and field.name != "seed" and value < 1:
-                raise TrainError(f"--{field.name.replace('_', '-')} {value}: must be at least 1")
+            least = 0 if field.name in ("seed", "heavy_drives") else 1
+            if isinstance(value, int) and value < least:
+                raise TrainError(f"--{field.name.replace('_', '-')} {value}: must be at least {least}")
         if self.height % 8 or self.width % 8:
             raise TrainError(f"--height {self.height} --width {self.width}: must be divisible by 8")
 
@@ -81,6 +86,7 @@ def run_geometric(options: GeometricOptions) -> Path:
         return run_finetune(options.finetune, options.out, options.seed)
     drives = _drives(options, "train", _SEED, options.drives)
     unseen = _drives(options, "unseen", _UNSEEN_SEED, options.unseen)
+    heavy = _drives(options, "heavy", _HEAVY_SEED, options.heavy_drives, "heavy")
     config = FlowConfig(steps=options.flow_steps, batch_size=options.flow_batch, seed=options.seed)
     device = "cuda" if options.device == "auto" and torch.cuda.is_available() else "cpu"
     flow = train_flow(config, drives, unseen, options.out, device)
@@ -89,7 +95,7 @@ def run_geometric(options: GeometricOptions) -> Path:
     assert isinstance(net, GeometricNet)
     net.flow.load_state_dict(flow.state_dict())
     net.flow.requires_grad_(False)
-    chosen, folder, workers = drives[: options.weigh_drives], options.out / "cells", os.cpu_count() or 1
+    chosen, folder, workers = [*drives[: options.weigh_drives], *heavy], options.out / "cells", os.cpu_count() or 1
     with progress("Flow of drives", len(chosen) + len(unseen)) as advance:
         cells = cache_cells(flow, chosen, folder / "train", 0, workers=workers, advance=advance)
         apart = cache_cells(flow, unseen, folder / "unseen", 0, plain=True, workers=workers, advance=advance)
@@ -98,7 +104,9 @@ def run_geometric(options: GeometricOptions) -> Path:
     return options.out / "checkpoint"
 
 
-def _drives(options: GeometricOptions, name: str, first: int, count: int) -> list[RenderedDrive]:
+def _drives(
+    options: GeometricOptions, name: str, first: int, count: int, traffic: TrafficKind = "usual"
+) -> list[RenderedDrive]:
     with progress(f"Streets ({name})", count) as advance:
         paths = render_drives(
             options.out / "drives" / name,
@@ -107,6 +115,7 @@ def _drives(options: GeometricOptions, name: str, first: int, count: int) -> lis
             height=options.height,
             width=options.width,
             workers=os.cpu_count() or 1,
+            traffic=traffic,
             advance=advance,
         )
     return [open_drive(path) for path in paths]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from convlstm_vo.geometry.camera import Camera
 from convlstm_vo.training.config import TrainError
-from convlstm_vo.world import Mount, WorldSequence
+from convlstm_vo.world import Mount, TrafficKind, WorldSequence
 from convlstm_vo.world.plan import generator
 
 NEAREST_M = 2.0  # inverse depths are kept as 16-bit shares of 1 / NEAREST_M
@@ -60,7 +60,9 @@ class RenderedDrive:
         return np.unpackbits(self.moving[index], axis=-1).astype(bool)
 
 
-def random_sequence(seed: int, frames: int, *, height: int, width: int) -> WorldSequence:
+def random_sequence(
+    seed: int, frames: int, *, height: int, width: int, traffic: TrafficKind = "usual"
+) -> WorldSequence:
     """A drive of random road, camera, mounting, look and rate; everything follows from the seed."""
     rng = generator(seed, 77)
     focal = 363.6 * float(rng.uniform(0.93, 1.07))
@@ -81,6 +83,7 @@ def random_sequence(seed: int, frames: int, *, height: int, width: int) -> World
         fps=_RATES[int(rng.integers(len(_RATES)))],
         mount=mount,
         sensor="random",
+        traffic=traffic,
     )
 
 
@@ -107,12 +110,13 @@ def in_memory(sequence: WorldSequence, frames: Sequence[int]) -> RenderedDrive:
     )
 
 
-def render(folder: Path, seed: int, frames: int, height: int, width: int) -> Path:
+def render(folder: Path, seed: int, frames: int, height: int, width: int, traffic: TrafficKind = "usual") -> Path:
     """Write one drive; one that is there already is left as it is."""
     path = folder / f"{seed:08d}"
     if path.exists():
         return path
-    drive = in_memory(random_sequence(seed, frames, height=height, width=width), range(frames))
+    sequence = random_sequence(seed, frames, height=height, width=width, traffic=traffic)
+    drive = in_memory(sequence, range(frames))
     temporary = Path(tempfile.mkdtemp(prefix=".drive-", dir=folder))
     np.save(temporary / "images.npy", drive.images)
     np.save(temporary / "shares.npy", drive.shares)
@@ -137,6 +141,7 @@ def render_drives(
     height: int,
     width: int,
     workers: int,
+    traffic: TrafficKind = "usual",
     advance: Callable[[int], None] = lambda count: None,
 ) -> list[Path]:
     """Write the drives of some seeds in parallel; those of an earlier, interrupted run are kept.
@@ -146,6 +151,8 @@ def render_drives(
     """
     folder.mkdir(parents=True, exist_ok=True)
     marker, wanted = folder / "drives.json", {"version": _VERSION, "frames": frames, "size": [height, width]}
+    if traffic != "usual":
+        wanted["traffic"] = traffic
     if marker.exists() and json.loads(marker.read_text()) != wanted:
         raise TrainError(f"{folder}: holds drives of other settings ({marker}); name another folder or remove it")
     marker.write_text(json.dumps(wanted))
@@ -153,7 +160,7 @@ def render_drives(
         shutil.rmtree(left)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context) as pool:
-        jobs = [pool.submit(render, folder, seed, frames, height, width) for seed in seeds]
+        jobs = [pool.submit(render, folder, seed, frames, height, width, traffic) for seed in seeds]
         for job in as_completed(jobs):
             job.result()
             advance(1)

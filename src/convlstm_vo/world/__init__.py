@@ -8,6 +8,7 @@ from convlstm_vo.world.sensor import Sensor
 from convlstm_vo.world.sequence import KITTI_CAMERA, RoadKind, WorldSequence, endless
 from convlstm_vo.world.simulate import SimulateConfig, simulate
 from convlstm_vo.world.streets import Street, make_street
+from convlstm_vo.world.traffic import Traffic, TrafficKind, heavy_traffic
 
 __all__ = [
     "KITTI_CAMERA",
@@ -20,9 +21,12 @@ __all__ = [
     "Sensor",
     "SimulateConfig",
     "Street",
+    "Traffic",
+    "TrafficKind",
     "WorldError",
     "WorldSequence",
     "endless",
+    "heavy_traffic",
     "make_drive",
     "make_plan",
     "make_street",

@@ -298,6 +298,35 @@ def car(rng: np.random.Generator, *, van: bool = False) -> Mesh:
     return mesh
 
 
+def lorry(rng: np.random.Generator) -> Mesh:
+    """A lorry of 6 to 11 m, 2.3 to 2.55 m wide and up to 4 m high, of any skin and colour, with doors and lamps and
+    perhaps letters; its front is +z."""
+    length, width = rng.uniform(6.0, 11.0), rng.uniform(2.3, 2.55)
+    low, top = rng.uniform(0.6, 1.1), rng.uniform(2.4, 4.0)
+    a, b = width / 2, length / 2
+    paint = float(rng.choice([0.05, 0.12, 0.25, 0.4, 0.6]))
+    skin = ("metal", "paint", "rough", "planks")[int(rng.integers(4))]
+    mesh = Mesh().add(
+        box(width, top - low, length - 1.6, z=-0.8, low=low), "metal" if skin == "planks" else skin, paint
+    )
+    if skin == "planks":
+        mesh.add(box(width + 0.02, top - low, length - 1.6, z=-0.81, low=low), skin, paint * 1.2)
+    mesh.add(
+        box(width, rng.uniform(2.2, 3.0) - 0.4, 1.6, z=b - 0.8, low=0.4), "paint", float(rng.uniform(0.05, 0.6))
+    )
+    mesh.add(box(width - 0.3, 0.4, length - 0.4, low=0.35), "rough", 0.05)
+    for x in (-a * 0.98, 0.0, a * 0.98):
+        mesh.add(box(0.05, top - low - 0.1, 0.03, x=x, z=-b - 0.015, low=low), "paint", paint * 0.5, detail=-1)
+    if rng.random() < 0.6:  # letters
+        half, foot = rng.uniform(0.3, 0.9), rng.uniform(low + 0.1, top - 0.9)
+        mesh.add(np.array([wall(-half, -b - 0.02, half, -b - 0.02, foot, foot + 0.8)]), "sign", 0.5)
+    for side in (-1.0, 1.0):
+        for z in (-b + 1.2, -b + 2.4, b - 1.3):
+            _wheel(mesh, side * (a + 0.01), z, 0.48)
+    _lamps(mesh, a, b, low)
+    return mesh
+
+
 def _wheel(mesh: Mesh, x: float, z: float, radius: float) -> None:
     rim = [sincos(math.pi / 4 * i) for i in range(8)]
     for r, albedo, out in ((radius, 0.02, 0.0), (radius * 0.62, 0.3, 0.012)):

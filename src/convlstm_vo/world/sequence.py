@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -16,10 +17,12 @@ from convlstm_vo.sequences.base import Frame
 from convlstm_vo.world.drives import CRUISE_M_S, Drive, Mount, make_drive
 from convlstm_vo.world.exact import bell, relative_to_first
 from convlstm_vo.world.lens import Distortion, Lens, WorldError
+from convlstm_vo.world.meshes import Mesh
 from convlstm_vo.world.plan import Plan, StreetKind, generator, make_plan
 from convlstm_vo.world.render import Labels, Renderer
 from convlstm_vo.world.sensor import Sensor, develop, exposure_for, smeared
 from convlstm_vo.world.streets import Street, make_street
+from convlstm_vo.world.traffic import Traffic, TrafficKind, heavy_traffic
 
 RoadKind = Literal["town", "country", "motorway", "mixed"]
 KITTI_CAMERA = Camera(718.856, 718.856, 607.1928, 185.2157, height=376, width=1241)
@@ -57,6 +60,7 @@ class WorldSequence:
         camera: intrinsics (KITTI's by default). fps: frames a second. mount: the camera's place on the car
             (KITTI's by default), or "random". sensor: its look, or "random".
         distortion: radial, none by default (`camera` then describes the straightened image).
+        traffic: other road users: the usual ones, "heavy" (`heavy_traffic`), or your own.
         name: of the sequence ("world-SEED" by default).
 
     Attributes:
@@ -69,12 +73,14 @@ class WorldSequence:
     def __init__(self, seed: int = 0, *, frames: int = 100, kind: RoadKind = "mixed", camera: Camera = KITTI_CAMERA,
                  fps: float = 10.0, mount: Mount | Literal["random"] | None = None,
                  sensor: Sensor | Literal["random"] | None = None,
-                 distortion: Distortion | None = None, name: str = "") -> None:  # fmt: skip
+                 distortion: Distortion | None = None, traffic: Traffic | TrafficKind = "usual",
+                 name: str = "") -> None:  # fmt: skip
         self.mount = Mount.random(generator(seed, 4)) if mount == "random" else mount or Mount()
         _check(kind, frames, fps, self.mount)
         self.seed, self.frames, self.kind, self.fps = seed, frames, kind_of(seed, kind), fps
         self.camera = camera
         self.sensor = Sensor.random(generator(seed, 5)) if sensor == "random" else sensor or Sensor()
+        self.traffic = heavy_traffic(seed) if traffic == "heavy" else traffic
         self.name = name or f"world-{seed}"
         self._lens = Lens.of(camera, distortion or Distortion())
         self._gains: dict[int, float] = {}
@@ -87,12 +93,26 @@ class WorldSequence:
     @functools.cached_property
     def drive(self) -> Drive:
         """Exact poses of camera and movers in the street's frame."""
+        others = self._others
+        if others is None:
+            return self._usual_drive
+        poses = np.stack([T for _, T in others], 1) if others else self._usual_drive.T_street_mover[:, :0]
+        return dataclasses.replace(self._usual_drive, T_street_mover=poses)
+
+    @functools.cached_property
+    def _usual_drive(self) -> Drive:
         return make_drive(self.seed, self.plan, frames=self.frames, fps=self.fps, mount=self.mount)
 
     @functools.cached_property
+    def _others(self) -> Sequence[tuple[Mesh, NDArray[np.float64]]] | None:
+        """Road users that are not the usual ones: bodies and poses (frames, 4, 4)."""
+        return None if isinstance(self.traffic, str) else self.traffic(self.plan, self._usual_drive)
+
+    @functools.cached_property
     def street(self) -> Street:
-        """What stands still (built when first needed: half a second or so)."""
-        return make_street(self.seed, self.plan, driven_m=float(self.drive.road_s[-1]))
+        """What stands still (built when first needed: half a second or so), and the bodies of what moves."""
+        bodies = None if self._others is None else [body for body, _ in self._others]
+        return make_street(self.seed, self.plan, driven_m=float(self.drive.road_s[-1]), movers=bodies)
 
     @functools.cached_property
     def trajectory(self) -> Trajectory:

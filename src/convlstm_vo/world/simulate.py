@@ -27,6 +27,7 @@ from convlstm_vo.world.drives import Mount
 from convlstm_vo.world.lens import Distortion, WorldError
 from convlstm_vo.world.render import Labels
 from convlstm_vo.world.sequence import KITTI_CAMERA, RoadKind, WorldSequence, kind_of
+from convlstm_vo.world.traffic import TrafficKind
 
 MARKER = "simulation.json"
 
@@ -67,6 +68,8 @@ class SimulateConfig:
     """"random" draws height (1 to 3 m) and angles for each sequence; they are in its world.json."""
     look: Literal["clean", "random"] = "clean"
     """"random" draws exposure, blur, noise, vignetting and JPEG for each sequence; labels stay exact."""
+    traffic: TrafficKind = "usual"
+    """"heavy": a lorry or a car close ahead, and a full lane beside."""
     fps: float = 10.0
     """Frames a second."""
     depth: bool = False
@@ -108,6 +111,7 @@ class SimulateConfig:
             mount="random" if self.mounting == "random" else fixed,
             sensor="random" if self.look == "random" else None,
             distortion=Distortion(*self.distortion),
+            traffic=self.traffic,
             name=self.name(number),
         )
 
@@ -179,6 +183,8 @@ def _identity(config: SimulateConfig) -> dict[str, Any]:
     """Everything that the content depends on."""
     values = dataclasses.asdict(config)
     del values["out"], values["workers"]
+    if values["traffic"] == "usual":
+        del values["traffic"]  # which folders of before the option had
     return {"made_by": "convlstm-vo simulate", **values}
 
 
