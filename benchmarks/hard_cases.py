@@ -29,7 +29,7 @@ from convlstm_vo.models.checkpoint import DEFAULT_CHECKPOINT, Network, load_chec
 from convlstm_vo.models.geometric import Memory
 from convlstm_vo.odometer import TrackedFrame, VisualOdometry
 from convlstm_vo.sequences.base import Frame
-from convlstm_vo.world import Traffic, WorldSequence, make_drive, make_plan
+from convlstm_vo.world import Traffic, WorldSequence, heavy_traffic, make_drive, make_plan
 from convlstm_vo.world.drives import Drive, on_path
 from convlstm_vo.world.exact import rotation
 from convlstm_vo.world.meshes import Mesh, box, car
@@ -370,6 +370,11 @@ def stuck_behind(seed: int, speed: float, kind: str = "town") -> Film:
     return Film(whole(Ride(seed, steady(speed), traffic=traffic, frames=30, kind=kind)))  # type: ignore[arg-type]
 
 
+def heavy(seed: int) -> Film:
+    kind = ("town", "country", "motorway")[seed % 3]
+    return Film(whole(Ride(seed, traffic=heavy_traffic(seed), frames=40, kind=kind)))  # type: ignore[arg-type]
+
+
 def lorry_drives_off(seed: int) -> Film:
     ride = Ride(seed, steady(0.0), traffic=lorry_leaves(11.0, 1.0), frames=50, kind="town")
     return Film(whole(ride), part=(0, 49))
@@ -397,6 +402,8 @@ CASES: dict[str, Callable[[int], Film]] = {
     "stop of 60 frames, driving on": long_stop,
     "stop of 60 frames, cars cross, driving on": lambda seed: long_stop(seed, streams_across(11.0, 8.0)),
     "standing, the lorry ahead drives off": lorry_drives_off,
+    "in a jam, all drive off together": lambda seed: standing_start(seed, behind_a_lorry(14.0, (-3.5,))),
+    "heavy traffic of the world's": heavy,
     "behind a lorry in town, 36 km/h": lambda seed: stuck_behind(seed, 10.0),
     "behind a lorry on a motorway, 90 km/h": lambda seed: stuck_behind(seed, 25.0, "motorway"),
     "every 2nd frame": lambda seed: hop(seed, 2),

@@ -3,6 +3,7 @@
 python benchmarks/zero_shot.py --json zero_shot.json
 python benchmarks/zero_shot.py --also tiny=runs/tiny/checkpoints/last --json zero_shot.json
 python benchmarks/zero_shot.py --kitti none --streets 9 --frames 1000 --lengths 100 200 300 400 500 600 700 800
+python benchmarks/zero_shot.py --kitti none --streets 12 --traffic heavy
 
 Beside it: its solver alone, with the same priors but no ConvLSTM that weighs; networks of one's own (`--also`);
 KLT + essential matrix (RANSAC at 0.5 and 1.0 px), which is told the true length of each motion; and the trivial
@@ -32,7 +33,7 @@ from convlstm_vo.odometer import estimate_trajectory
 from convlstm_vo.progress import progress
 from convlstm_vo.sequences.base import Sequence
 from convlstm_vo.sequences.kitti import KittiSequence
-from convlstm_vo.world import WorldSequence
+from convlstm_vo.world import TrafficKind, WorldSequence
 
 CLIPS = {"06": (20.0, 40.0), "01": (20.0, 40.0), "0005": (20.0, 40.0), "0013": (100.0,)}
 ROADS = ("town", "country", "motorway")
@@ -104,12 +105,12 @@ def measure(
     return out
 
 
-def unseen_streets(count: int, frames: int) -> list[Sequence]:
+def unseen_streets(count: int, frames: int, traffic: TrafficKind = "usual") -> list[Sequence]:
     """Drives of all kinds, up to 130 km/h, seen by KITTI's camera; those that hardly move are left out."""
     drives: list[Sequence] = []
     seed = FIRST_SEED
     while len(drives) < count:
-        drive = WorldSequence(seed, frames=frames, kind=ROADS[seed % 3])  # type: ignore[arg-type]
+        drive = WorldSequence(seed, frames=frames, kind=ROADS[seed % 3], traffic=traffic)  # type: ignore[arg-type]
         seed += 1
         if drive.trajectory.distances_m[-1] > 30:
             drives.append(drive)
@@ -123,6 +124,7 @@ def main() -> None:
     parser.add_argument("--also", nargs="*", default=[], metavar="NAME=CHECKPOINT", help="networks to measure too")
     parser.add_argument("--streets", type=int, default=12)
     parser.add_argument("--frames", type=int, default=120)
+    parser.add_argument("--traffic", choices=["usual", "heavy"], default="usual", help="on streets")
     parser.add_argument("--lengths", type=float, nargs="+", default=[20.0, 40.0, 100.0], help="of segments, metres")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -146,14 +148,14 @@ def main() -> None:
                 f"{name:30}", "  ".join(f"{clip} {v[0]:.2f}/{v[1]:.2f} ({v[2]:+.1f} %)" for clip, v in row.items())
             )
     if options.streets:
-        drives = unseen_streets(options.streets, options.frames)
+        drives = unseen_streets(options.streets, options.frames, options.traffic)
         with progress("Unseen streets", sum(map(len, drives))) as advance:
             lengths = dict.fromkeys((drive.name for drive in drives), tuple(options.lengths))
             row = measure(drives, lambda s: estimate_trajectory(net, s, advance), lengths)
         results["unseen streets"] = row
         values = np.array(list(row.values()))
         mean, median = values.mean(0), np.median(values, 0)
-        print(f"unseen streets, {len(row)} drives of {options.frames} frames")
+        print(f"unseen streets, {options.traffic} traffic, {len(row)} drives of {options.frames} frames")
         print(f"  mean t_rel {mean[0]:.2f} %, r_rel {mean[1]:.2f}; median {median[0]:.2f} %, {median[1]:.2f}")
         print(f"  scale bias {mean[2]:+.2f} %, spread {values[:, 2].std():.2f}")
     if options.json:

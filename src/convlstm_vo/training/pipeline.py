@@ -48,7 +48,7 @@ class GeometricOptions:
     """Drives whose flow is cached, for the weights."""
     heavy_drives: int = 40
     """More of them, in heavy traffic: what moves with the camera must not be taken for the horizon."""
-    weigh_steps: int = 2200
+    weigh_steps: int = 2700
     """Updates of the weights."""
     seed: int = 0
     """Of the networks; the streets are always the same."""
