@@ -264,8 +264,8 @@ class GeometricNet(nn.Module):
         is, the more of the rest leaves the image. A lorry ahead and cars beside that go as we do fit standing
         still, all over the road; but then all that really stands, and moves, speaks against it. And what shows next
         to no flow where the road has much is behind the road, if it stands, so it must move with us: it is no road
-        that would have to fit. (The powers are those that find most motions on 300 pairs of rendered streets with
-        usual and heavy traffic; half of each, or twice, finds nearly as many.)
+        that would have to fit. (The powers are among those that find most motions on 364 pairs, nearly all of
+        rendered streets with usual and heavy traffic; others near them find as many.)
         """
         r, sigma, sure, fit = self._fit_across(cells, estimate)
         in_sight, along = sigma < 1.0, self.log_flow_sd[1].exp() * sigma
