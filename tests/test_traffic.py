@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from convlstm_vo.geometry.camera import Camera
-from convlstm_vo.world import WorldSequence, heavy_traffic, make_drive, make_plan
+from convlstm_vo.world import (
+    SimulateConfig,
+    WorldError,
+    WorldSequence,
+    heavy_traffic,
+    make_drive,
+    make_plan,
+    simulate,
+)
 from convlstm_vo.world.drives import AXLE_TO_CAMERA_M
 from convlstm_vo.world.meshes import lorry
 from convlstm_vo.world.plan import generator
@@ -50,6 +58,18 @@ def test_the_same_seed_gives_the_same_traffic() -> None:
     np.testing.assert_array_equal(a.drive.T_street_mover, b.drive.T_street_mover)
     np.testing.assert_array_equal(a.trajectory.T_world_camera, usual.trajectory.T_world_camera)
     assert (a[2].image != usual[2].image).mean() > 0.02
+
+
+def test_unknown_traffic_is_refused() -> None:
+    with pytest.raises(WorldError, match="'jam': must be one of usual, heavy"):
+        WorldSequence(3, frames=4, camera=SMALL, traffic="jam")
+
+
+def test_a_folder_is_not_continued_with_other_traffic(tmp_path) -> None:
+    options = {"out": tmp_path, "frames": 1, "height": 96, "width": 320, "workers": 1}
+    simulate(SimulateConfig(traffic="heavy", **options), progress=False)
+    with pytest.raises(WorldError, match="other options"):
+        simulate(SimulateConfig(**options), progress=False)
 
 
 def test_an_empty_road() -> None:

@@ -276,13 +276,13 @@ class GeometricNet(nn.Module):
         with_us = (r.inverse_depth < _BEHIND_ROAD * r.road) & (r.parallax * r.road > _PLAIN * along)
         open_road = torch.maximum((ahead & in_sight & ~with_us).sum(1), 0.15 * ahead.sum(1)).clamp_min(1.0)
         fits = fit.mean(1) / in_sight.float().mean(1).clamp_min(0.1)
-        return fits * (fit.sum(1) / sure.sum(1).clamp_min(1.0)) ** 8 * (on_road / open_road).sqrt()
+        return fits * _agreeing(fit, sure) ** 8 * (on_road / open_road).sqrt()
 
     def agreement(self, cells: Cells, estimate: Estimate) -> Tensor:
         """(batch,) the share of what is measured surely that fits across: what does not moves by itself, or the
         motion is another one."""
         _, _, sure, fit = self._fit_across(cells, estimate)
-        return fit.sum(1) / sure.sum(1).clamp_min(1.0)
+        return _agreeing(fit, sure)
 
     def _fit_across(self, cells: Cells, estimate: Estimate) -> tuple[Residuals, Tensor, Tensor, Tensor]:
         """Residuals of all cells, (batch, cells) sigma, how sure each is, and how far it fits across, of that.
@@ -528,6 +528,11 @@ def _select(which: Tensor, a: tuple[Estimate, State], b: tuple[Estimate, State])
     )
     fields = {name: pick(getattr(ea, name), getattr(eb, name)) for name in names}
     return Estimate(solution=solution, **fields), tuple(pick(x, y) for x, y in zip(sa, sb, strict=True))
+
+
+def _agreeing(fit: Tensor, sure: Tensor) -> Tensor:
+    """(batch,) the share of all that is sure, (batch, cells), that fits."""
+    return fit.sum(1) / sure.sum(1).clamp_min(1.0)
 
 
 def _sure(sigma: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ class WorldSequence:
         trajectory: exact poses, in the frame of the first camera. street, drive: everything behind it.
 
     Raises:
-        WorldError: an impossible camera, road, rate or number of frames.
+        WorldError: an impossible camera, road, rate, traffic or number of frames.
     """
 
     def __init__(self, seed: int = 0, *, frames: int = 100, kind: RoadKind = "mixed", camera: Camera = KITTI_CAMERA,
@@ -80,6 +80,10 @@ class WorldSequence:
         self.seed, self.frames, self.kind, self.fps = seed, frames, kind_of(seed, kind), fps
         self.camera = camera
         self.sensor = Sensor.random(generator(seed, 5)) if sensor == "random" else sensor or Sensor()
+        if isinstance(traffic, str) and traffic not in get_args(TrafficKind):
+            raise WorldError(
+                f"traffic {traffic!r}: must be one of {', '.join(get_args(TrafficKind))}, or a function"
+            )
         self.traffic = heavy_traffic(seed) if traffic == "heavy" else traffic
         self.name = name or f"world-{seed}"
         self._lens = Lens.of(camera, distortion or Distortion())

@@ -37,7 +37,7 @@ def heavy_traffic(seed: int) -> Traffic:
         rng, others = generator(seed, 8), []
         if rng.random() < 0.9:
             kind = ("lorry", "lorry", "van", "car")[int(rng.integers(4))]
-            # From the rear axle to the leader's middle; half a second behind it is close, two are polite.
+            # From our rear axle to the leader's middle: some metres, and less than a second at any speed.
             near = 5.0 + _HALF_LENGTH_M[kind] + float(rng.uniform(0.5, 8.0))
             gap = near + float(rng.uniform(0.0, 0.8)) * drive.speed_m_s + _sway(rng, drive, 1.5)
             place = drive.road_s + np.maximum(gap, near)
