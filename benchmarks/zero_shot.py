@@ -105,12 +105,15 @@ def measure(
     return out
 
 
-def unseen_streets(count: int, frames: int, traffic: TrafficKind = "usual") -> list[Sequence]:
+def unseen_streets(
+    count: int, frames: int, traffic: TrafficKind = "usual", cross_slope: bool = False
+) -> list[Sequence]:
     """Drives of all kinds, up to 130 km/h, seen by KITTI's camera; those that hardly move are left out."""
     drives: list[Sequence] = []
     seed = FIRST_SEED
     while len(drives) < count:
-        drive = WorldSequence(seed, frames=frames, kind=ROADS[seed % 3], traffic=traffic)  # type: ignore[arg-type]
+        kind = ROADS[seed % 3]
+        drive = WorldSequence(seed, frames=frames, kind=kind, traffic=traffic, cross_slope=cross_slope)  # type: ignore[arg-type]
         seed += 1
         if drive.trajectory.distances_m[-1] > 30:
             drives.append(drive)
@@ -125,6 +128,7 @@ def main() -> None:
     parser.add_argument("--streets", type=int, default=12)
     parser.add_argument("--frames", type=int, default=120)
     parser.add_argument("--traffic", choices=["usual", "heavy"], default="usual", help="on streets")
+    parser.add_argument("--cross-slope", action="store_true", help="streets that are not level across")
     parser.add_argument("--lengths", type=float, nargs="+", default=[20.0, 40.0, 100.0], help="of segments, metres")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -148,14 +152,15 @@ def main() -> None:
                 f"{name:30}", "  ".join(f"{clip} {v[0]:.2f}/{v[1]:.2f} ({v[2]:+.1f} %)" for clip, v in row.items())
             )
     if options.streets:
-        drives = unseen_streets(options.streets, options.frames, options.traffic)
+        drives = unseen_streets(options.streets, options.frames, options.traffic, options.cross_slope)
         with progress("Unseen streets", sum(map(len, drives))) as advance:
             lengths = dict.fromkeys((drive.name for drive in drives), tuple(options.lengths))
             row = measure(drives, lambda s: estimate_trajectory(net, s, advance), lengths)
         results["unseen streets"] = row
         values = np.array(list(row.values()))
         mean, median = values.mean(0), np.median(values, 0)
-        print(f"unseen streets, {options.traffic} traffic, {len(row)} drives of {options.frames} frames")
+        across = "cross slope" if options.cross_slope else "level across"
+        print(f"unseen streets, {options.traffic} traffic, {across}, {len(row)} drives of {options.frames} frames")
         print(f"  mean t_rel {mean[0]:.2f} %, r_rel {mean[1]:.2f}; median {median[0]:.2f} %, {median[1]:.2f}")
         print(f"  scale bias {mean[2]:+.2f} %, spread {values[:, 2].std():.2f}")
     if options.json:

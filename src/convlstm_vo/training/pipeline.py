@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -20,10 +20,9 @@ from convlstm_vo.training.finetune import FinetuneOptions, run_finetune
 from convlstm_vo.training.flow import FlowConfig, train_flow
 from convlstm_vo.training.geometric import WeighConfig, train_weights
 from convlstm_vo.training.rendered import RenderedDrive, open_drive, render_drives
-from convlstm_vo.world import TrafficKind
 
 # Far from the streets of `simulate` and from each other.
-_UNSEEN_SEED, _SEED, _HEAVY_SEED = 9_000_000, 2_000_000, 2_500_000
+_UNSEEN_SEED, _SEED, _HEAVY_SEED, _LEANING_SEED = 9_000_000, 2_000_000, 2_500_000, 2_700_000
 _OF_BOTH = ("out", "seed", "threads", "finetune")  # options; the others are for training from nothing
 
 
@@ -48,6 +47,8 @@ class GeometricOptions:
     """Drives whose flow is cached, for the weights."""
     heavy_drives: int = 40
     """More of them, in heavy traffic: what moves with the camera must not be taken for the horizon."""
+    leaning_drives: int = 60
+    """More of them, on roads that are not level across: their two sides are not one plane."""
     weigh_steps: int = 2700
     """Updates of the weights."""
     seed: int = 0
@@ -72,7 +73,7 @@ class GeometricOptions:
                 raise TrainError(
                     f"--{field.name.replace('_', '-')}: is for training from nothing; leave it out with --finetune"
                 )
-            least = 0 if field.name in ("seed", "heavy_drives") else 1
+            least = 0 if field.name in ("seed", "heavy_drives", "leaning_drives") else 1
             if isinstance(value, int) and value < least:
                 raise TrainError(f"--{field.name.replace('_', '-')} {value}: must be at least {least}")
         if self.height % 8 or self.width % 8:
@@ -86,7 +87,8 @@ def run_geometric(options: GeometricOptions) -> Path:
         return run_finetune(options.finetune, options.out, options.seed)
     drives = _drives(options, "train", _SEED, options.drives)
     unseen = _drives(options, "unseen", _UNSEEN_SEED, options.unseen)
-    heavy = _drives(options, "heavy", _HEAVY_SEED, options.heavy_drives, "heavy")
+    heavy = _drives(options, "heavy", _HEAVY_SEED, options.heavy_drives, traffic="heavy")
+    leaning = _drives(options, "leaning", _LEANING_SEED, options.leaning_drives, cross_slope=True)
     config = FlowConfig(steps=options.flow_steps, batch_size=options.flow_batch, seed=options.seed)
     device = "cuda" if options.device == "auto" and torch.cuda.is_available() else "cpu"
     flow = train_flow(config, drives, unseen, options.out, device)
@@ -95,7 +97,8 @@ def run_geometric(options: GeometricOptions) -> Path:
     assert isinstance(net, GeometricNet)
     net.flow.load_state_dict(flow.state_dict())
     net.flow.requires_grad_(False)
-    chosen, folder, workers = [*drives[: options.weigh_drives], *heavy], options.out / "cells", os.cpu_count() or 1
+    chosen = [*drives[: options.weigh_drives], *heavy, *leaning]
+    folder, workers = options.out / "cells", os.cpu_count() or 1
     with progress("Flow of drives", len(chosen) + len(unseen)) as advance:
         cells = cache_cells(flow, chosen, folder / "train", 0, workers=workers, advance=advance)
         apart = cache_cells(flow, unseen, folder / "unseen", 0, plain=True, workers=workers, advance=advance)
@@ -104,9 +107,7 @@ def run_geometric(options: GeometricOptions) -> Path:
     return options.out / "checkpoint"
 
 
-def _drives(
-    options: GeometricOptions, name: str, first: int, count: int, traffic: TrafficKind = "usual"
-) -> list[RenderedDrive]:
+def _drives(options: GeometricOptions, name: str, first: int, count: int, **world: Any) -> list[RenderedDrive]:
     with progress(f"Streets ({name})", count) as advance:
         paths = render_drives(
             options.out / "drives" / name,
@@ -115,7 +116,7 @@ def _drives(
             height=options.height,
             width=options.width,
             workers=os.cpu_count() or 1,
-            traffic=traffic,
             advance=advance,
+            **world,
         )
     return [open_drive(path) for path in paths]

@@ -10,13 +10,14 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from convlstm_vo.geometry.camera import Camera
 from convlstm_vo.training.config import TrainError
-from convlstm_vo.world import Mount, TrafficKind, WorldSequence
+from convlstm_vo.world import Mount, WorldSequence
 from convlstm_vo.world.plan import generator
 
 NEAREST_M = 2.0  # inverse depths are kept as 16-bit shares of 1 / NEAREST_M
@@ -60,10 +61,12 @@ class RenderedDrive:
         return np.unpackbits(self.moving[index], axis=-1).astype(bool)
 
 
-def random_sequence(
-    seed: int, frames: int, *, height: int, width: int, traffic: TrafficKind = "usual"
-) -> WorldSequence:
-    """A drive of random road, camera, mounting, look and rate; everything follows from the seed."""
+def random_sequence(seed: int, frames: int, *, height: int, width: int, **world: Any) -> WorldSequence:
+    """A drive of random road, camera, mounting, look and rate; everything follows from the seed.
+
+    Args:
+        world: other options of `WorldSequence`, as traffic and cross_slope.
+    """
     rng = generator(seed, 77)
     focal = 363.6 * float(rng.uniform(0.93, 1.07))
     camera = Camera(
@@ -83,7 +86,7 @@ def random_sequence(
         fps=_RATES[int(rng.integers(len(_RATES)))],
         mount=mount,
         sensor="random",
-        traffic=traffic,
+        **world,
     )
 
 
@@ -110,12 +113,12 @@ def in_memory(sequence: WorldSequence, frames: Sequence[int]) -> RenderedDrive:
     )
 
 
-def render(folder: Path, seed: int, frames: int, height: int, width: int, traffic: TrafficKind = "usual") -> Path:
+def render(folder: Path, seed: int, frames: int, height: int, width: int, world: dict[str, Any]) -> Path:
     """Write one drive; one that is there already is left as it is."""
     path = folder / f"{seed:08d}"
     if path.exists():
         return path
-    sequence = random_sequence(seed, frames, height=height, width=width, traffic=traffic)
+    sequence = random_sequence(seed, frames, height=height, width=width, **world)
     drive = in_memory(sequence, range(frames))
     temporary = Path(tempfile.mkdtemp(prefix=".drive-", dir=folder))
     np.save(temporary / "images.npy", drive.images)
@@ -141,18 +144,20 @@ def render_drives(
     height: int,
     width: int,
     workers: int,
-    traffic: TrafficKind = "usual",
     advance: Callable[[int], None] = lambda count: None,
+    **world: Any,
 ) -> list[Path]:
     """Write the drives of some seeds in parallel; those of an earlier, interrupted run are kept.
+
+    Args:
+        world: what their streets are like, as in `random_sequence`.
 
     Raises:
         TrainError: the folder holds drives of another length or size.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    marker, wanted = folder / "drives.json", {"version": _VERSION, "frames": frames, "size": [height, width]}
-    if traffic != "usual":
-        wanted["traffic"] = traffic
+    marker = folder / "drives.json"
+    wanted = {"version": _VERSION, "frames": frames, "size": [height, width], **world}
     if marker.exists() and json.loads(marker.read_text()) != wanted:
         raise TrainError(f"{folder}: holds drives of other settings ({marker}); name another folder or remove it")
     marker.write_text(json.dumps(wanted))
@@ -160,7 +165,7 @@ def render_drives(
         shutil.rmtree(left)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context) as pool:
-        jobs = [pool.submit(render, folder, seed, frames, height, width, traffic) for seed in seeds]
+        jobs = [pool.submit(render, folder, seed, frames, height, width, world) for seed in seeds]
         for job in as_completed(jobs):
             job.result()
             advance(1)

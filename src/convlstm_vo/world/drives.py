@@ -182,11 +182,12 @@ def make_drive(seed: int, plan: Plan, *, frames: int, fps: float = 10.0, mount: 
     return Drive(times, poses, s, v, movers, planes)
 
 
-def _road_frame(path: Line, s: Array) -> tuple[Array, Array]:
-    """Positions (n, 3) and headings and slopes (n, 2) of the road at places s, over a car's length."""
+def _road_frame(path: Line, s: Array, d: float = 0.0) -> tuple[Array, Array]:
+    """Positions (n, 3) of the path, and headings, slopes along and across (n, 3) of the road at places s and d
+    metres to the right, over a car's length."""
     x0, y0, z0, psi = path.at(s)
     _, y1, _, _ = path.at(s + 2.7)
-    return np.stack([x0, y0, z0], -1), np.stack([psi, (y0 - y1) / 2.7], -1)
+    return np.stack([x0, y0, z0], -1), np.stack([psi, (y0 - y1) / 2.7, path.across(s, d)[1]], -1)
 
 
 def _camera_poses(path: Line, s: Array, wander: tuple[Array, Array], pitch: Array, roll: Array, heave: Array,
@@ -198,7 +199,7 @@ def _camera_poses(path: Line, s: Array, wander: tuple[Array, Array], pitch: Arra
     poses, planes = np.tile(np.eye(4), (len(s), 1, 1)), np.empty((len(s), 4))
     for i in range(len(s)):
         psi, slope = float(angles[i, 0]) + float(drift[i]), float(angles[i, 1])
-        road = rotation(psi, slope, 0.0)
+        road = rotation(psi, slope, float(angles[i, 2]))
         body = product(road, rotation(0.0, float(pitch[i]), float(roll[i])))
         camera = product(body, fixed)
         arm = np.array([[float(aside[i])], [-mount.height_m - float(heave[i])], [AXLE_TO_CAMERA_M]])
@@ -276,14 +277,15 @@ def _crossing(rng: np.random.Generator, plan: Plan, times: Array, s: Array) -> A
 
 def on_path(path: Line, s: Array, d: float, reverse: bool) -> Array:
     """Poses (n, 4, 4) at places s, d metres to the right; far under the ground where the path has none."""
-    places, angles = _road_frame(path, s)
+    places, angles = _road_frame(path, s, d)
+    drop, _ = path.across(s, d)
     poses = np.tile(np.eye(4), (len(s), 1, 1))
     for i in range(len(s)):
-        psi, slope = float(angles[i, 0]), float(angles[i, 1])
-        road = rotation(psi, slope, 0.0)
+        psi, slope, lean = (float(angle) for angle in angles[i])
         turn = rotation(math.pi, 0.0, 0.0) if reverse else np.eye(3)
-        poses[i, :3, :3] = product(road, turn)
-        poses[i, :3, 3] = places[i] + product(road, np.array([[d], [0.0], [0.0]]))[:, 0]
+        poses[i, :3, :3] = product(rotation(psi, slope, lean), turn)
+        aside = np.array([[d], [float(drop[i])], [0.0]])
+        poses[i, :3, 3] = places[i] + product(rotation(psi, slope, 0.0), aside)[:, 0]
         if not path.s[0] < s[i] < path.s[-1]:
             poses[i, 1, 3] += 1e4
     return poses

@@ -91,7 +91,7 @@ def _strip(leg: Leg, s: Array, d: tuple[float, float], heights: tuple[float, flo
     x, y, z, psi = leg.line.at(s)
     turns = np.array([sincos(float(angle)) for angle in psi])
     a, b = (
-        np.stack([x + e * turns[:, 1], y - up + leg.drop_m, z - e * turns[:, 0]], -1)
+        np.stack([x + e * turns[:, 1], y + leg.line.across(s, e)[0] - up + leg.drop_m, z - e * turns[:, 0]], -1)
         for e, up in zip(d, heights, strict=True)
     )
     along = s - leg.line.s[0]
@@ -196,7 +196,13 @@ def lay_terrain(builder: SceneBuilder, plan: Plan, hills: Hills, material: str, 
 
 
 def _leg_points(plan: Plan) -> Array:
-    return np.concatenate([np.stack([leg.line.x, leg.line.y, leg.line.z], -1)[::10] for leg in plan.legs])
+    """Points of all roads' middle lines, as low as their lower edge, so that fields do not lie on a road."""
+    points = []
+    for leg in plan.legs:
+        line, section = leg.line, leg.line.section
+        low = line.y if section is None else line.y + (np.abs(section.lean) + section.crown) * leg.half_width_m
+        points.append(np.stack([line.x, low, line.z], -1)[::10])
+    return np.concatenate(points)
 
 
 def _grid(plan: Plan, cell: float, reach: float) -> tuple[tuple[Array, Array], NDArray[np.int64]]:

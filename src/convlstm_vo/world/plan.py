@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from convlstm_vo.world.exact import sincos
 
 Array = NDArray[np.float64]
+_Slope = TypeVar("_Slope", float, Array)
 StreetKind = Literal["town", "country", "motorway"]
 STEP_M = 0.5
 _MOST_DRAWS = 30  # of a path, until one does not pass through a road
@@ -38,12 +39,45 @@ def interpolate(at: Array | float, known: Array, values: Array) -> Array:
 
 
 @dataclasses.dataclass(frozen=True)
+class Section:
+    """A road's surface across its direction, along a line: two straight sides that meet in the road's middle.
+
+    Attributes:
+        lean: (n,) slope of both sides, positive where the right-hand one lies lower (superelevation).
+        crown: (n,) by how much more each side falls towards its edge (drainage).
+        middle_m: where the road's middle is, metres to the right of the line. half_width_m: of the carriageway.
+    """
+
+    lean: Array
+    crown: Array
+    middle_m: float
+    half_width_m: float
+
+    def drop(self, lean: _Slope, crown: _Slope, d: float) -> _Slope:
+        """How far the surface lies under the line, d metres to the right of it. Outside the carriageway: as high as
+        its edge there, and further out as low as its lower edge, where the fields begin."""
+        middle = self._of_side(lean, crown, -self.middle_m)
+        there = self._of_side(lean, crown, d - self.middle_m)
+        outside = min(max((abs(d - self.middle_m) - self.half_width_m - 0.7) / 6.8, 0.0), 1.0)
+        low = (abs(lean) + crown) * self.half_width_m
+        return there + outside * (low - there) - middle
+
+    def tilt(self, lean: _Slope, crown: _Slope, d: float) -> _Slope:
+        """Slope across, d metres to the right of the line, on the carriageway."""
+        return lean + crown if d > self.middle_m else lean - crown
+
+    def _of_side(self, lean: _Slope, crown: _Slope, d: float) -> _Slope:
+        within = min(max(d, -self.half_width_m), self.half_width_m)
+        return lean * within + crown * abs(within)
+
+
+@dataclasses.dataclass(frozen=True)
 class Line:
     """A curve over the map with its height.
 
     Attributes:
         s: (n,) metres along it. x, z: (n,) plan. y: (n,) height, downwards. psi: (n,) heading, radians.
-        kappa: (n,) curvature, 1/m, positive to the right.
+        kappa: (n,) curvature, 1/m, positive to the right. section: the road's surface across; None: level.
     """
 
     s: Array
@@ -52,19 +86,34 @@ class Line:
     z: Array
     psi: Array
     kappa: Array
+    section: Section | None = None
 
     def at(self, s: Array | float) -> tuple[Array, Array, Array, Array]:
         """x, y, z, psi at places s (clamped to its ends)."""
         x, y, z, psi = (interpolate(s, self.s, values) for values in (self.x, self.y, self.z, self.psi))
         return x, y, z, psi
 
+    def part(self, keep: slice | NDArray[np.bool_]) -> Line:
+        """Some of its points."""
+        x = self.section
+        section = x and dataclasses.replace(x, lean=x.lean[keep], crown=x.crown[keep])
+        return Line(
+            self.s[keep], self.x[keep], self.y[keep], self.z[keep], self.psi[keep], self.kappa[keep], section
+        )
+
     def until(self, s: float) -> Line:
         """The part up to place s."""
-        keep = self.s <= s
-        return Line(*(getattr(self, field.name)[keep] for field in dataclasses.fields(self)))
+        return self.part(self.s <= s)
+
+    def across(self, s: Array | float, d: float) -> tuple[Array, Array]:
+        """How far the road's surface lies under the line d metres to its right, and its slope across there."""
+        if self.section is None:
+            return np.zeros(np.shape(s)), np.zeros(np.shape(s))
+        lean, crown = (interpolate(s, self.s, values) for values in (self.section.lean, self.section.crown))
+        return self.section.drop(lean, crown, d), self.section.tilt(lean, crown, d)
 
     def place(self, s: float, d: float) -> tuple[float, float, float, float]:
-        """x, y, z, psi at s metres along and d metres to the right."""
+        """x, y, z, psi at s metres along and d metres to the right, on the ground."""
         # Lines are cut at equal steps; this is `at` for one place, without numpy's cost for each call.
         step = float(self.s[1] - self.s[0])
         i = min(max(int((s - float(self.s[0])) / step), 0), len(self.s) - 2)
@@ -74,6 +123,9 @@ class Line:
             for a, b in ((float(v[i]), float(v[i + 1])) for v in (self.x, self.y, self.z, self.psi))
         )
         sine, cosine = sincos(psi)
+        if self.section is not None:
+            lean, crown = (float(v[i] + share * (v[i + 1] - v[i])) for v in (self.section.lean, self.section.crown))
+            y += self.section.drop(lean, crown, d)
         return x + d * cosine, y, z - d * sine, psi
 
 
@@ -230,13 +282,22 @@ def _extended(line: Line, before: float, after: float) -> Line:
 
     y, psi = pad(line.y, line.y[0], line.y[-1]), pad(line.psi, line.psi[0], line.psi[-1])
     s = np.concatenate([line.s[0] + back, line.s, line.s[-1] + ahead])
-    return Line(s, x, y, z, psi, pad(line.kappa, 0.0, 0.0))
+    across = line.section and dataclasses.replace(
+        line.section,
+        lean=pad(line.section.lean, line.section.lean[0], line.section.lean[-1]),
+        crown=pad(line.section.crown, line.section.crown[0], line.section.crown[-1]),
+    )
+    return Line(s, x, y, z, psi, pad(line.kappa, 0.0, 0.0), across)
 
 
 def _shifted(line: Line, d: float) -> Line:
     """The line d metres to the right of another."""
     turns = np.array([sincos(float(angle)) for angle in line.psi])
-    return dataclasses.replace(line, x=line.x + d * turns[:, 1], z=line.z - d * turns[:, 0])
+    shifted = dataclasses.replace(line, x=line.x + d * turns[:, 1], z=line.z - d * turns[:, 0])
+    if line.section is None:
+        return shifted
+    section = dataclasses.replace(line.section, middle_m=line.section.middle_m - d)
+    return dataclasses.replace(shifted, y=line.y + line.across(line.s, d)[0], section=section)
 
 
 def _meeting(a: Leg, b: Leg) -> tuple[float, float, float]:
@@ -248,17 +309,20 @@ def _meeting(a: Leg, b: Leg) -> tuple[float, float, float]:
     return ax + t * sa, ay, az + t * ca
 
 
-def make_plan(seed: int, kind: StreetKind, length_m: float) -> Plan:
+def make_plan(seed: int, kind: StreetKind, length_m: float, *, cross_slope: bool = False) -> Plan:
     """Draw path and roads for a drive of at least ``length_m``, bit for bit the same for a seed.
 
     A path that crosses one of its other roads at another height, which of long ones a few do, is drawn again.
+
+    Args:
+        cross_slope: roads that fall from their middle to their edges and lean into bends, in place of level ones.
     """
-    rng = generator(seed, 1)
-    plan = _draw_plan(rng, kind, length_m)
+    rng, across = generator(seed, 1), generator(seed, 9) if cross_slope else None
+    plan = _draw_plan(rng, kind, length_m, across)
     for _ in range(_MOST_DRAWS):
         if not _passes_through_a_road(plan):
             break
-        plan = _draw_plan(rng, kind, length_m)
+        plan = _draw_plan(rng, kind, length_m, across)
     return plan
 
 
@@ -278,7 +342,40 @@ def _passes_through_a_road(plan: Plan) -> bool:
     return False
 
 
-def _draw_plan(rng: np.random.Generator, kind: StreetKind, length_m: float) -> Plan:
+def _mean_over(values: Array, span_m: float) -> Array:
+    """Moving mean of values at steps of STEP_M, of which the first and the last go on outside."""
+    half = round(span_m / STEP_M / 2)
+    padded = np.concatenate([np.full(half + 1, values[0]), values, np.full(half, values[-1])])
+    sums: Array = np.cumsum(padded)
+    return (sums[2 * half + 1 :] - sums[: -2 * half - 1]) / (2 * half + 1)
+
+
+def _section(rng: np.random.Generator, path: Line, kind: StreetKind, turns: Array, lane_m: float,
+             half_width_m: float) -> Section:  # fmt: skip
+    """How a road lies across: a crown or one slope to a side for the rain, and in open country a lean into bends.
+
+    Slopes are those that roads are built with: 1.5 to 3 % for drainage, at most 7 % in bends, which are reached
+    over some tens of metres; none at junctions, where roads must meet.
+    """
+    fall = float(rng.uniform(0.01, 0.035))
+    roof = rng.random() < {"town": 0.75, "country": 0.75, "motorway": 0.2}[kind]
+    side = 1.0 if kind == "motorway" or rng.random() < 0.5 else -1.0
+    lean, crown = np.full(len(path.s), 0.0 if roof else side * fall), np.full(len(path.s), fall if roof else 0.0)
+    if kind != "town":
+        most, radius = float(rng.uniform(0.03, 0.07)), float(rng.uniform(80, 250 if kind == "country" else 700))
+        into = most * np.clip(path.kappa * radius, -1.0, 1.0)
+        share = np.clip(np.abs(into) / fall, 0.0, 1.0)  # a bend's lean takes the place of what is for the rain
+        lean, crown = _mean_over(lean * (1 - share) + into, 36.0), _mean_over(crown * (1 - share), 36.0)
+    for begin, end in turns:
+        away = np.maximum(np.maximum(begin - path.s, path.s - end), 0.0)
+        level = np.clip((away - 6.0) / 14.0, 0.0, 1.0)
+        lean, crown = lean * level, crown * level
+    return Section(lean, crown, -lane_m, half_width_m)
+
+
+def _draw_plan(
+    rng: np.random.Generator, kind: StreetKind, length_m: float, across: np.random.Generator | None
+) -> Plan:
     parts = _town_parts(rng, length_m) if kind == "town" else _open_parts(rng, length_m, kind)
     parts = [(np.zeros(round(30 / STEP_M)), False), *parts, (np.zeros(round(60 / STEP_M)), False)]
     kappa = np.concatenate([part for part, _ in parts])
@@ -291,14 +388,19 @@ def _draw_plan(rng: np.random.Generator, kind: StreetKind, length_m: float) -> P
     path = trace(kappa, _slopes(rng, s, kind, turns))
     lane = {"town": 1.75, "country": 1.6, "motorway": 1.9}[kind]
     widths = {"town": (4.6, 6.4), "country": (2.9, 3.6), "motorway": (5.6, 5.8)}[kind]
+    if across is not None:
+        path = dataclasses.replace(path, section=_section(across, path, kind, turns, lane, widths[0]))
     legs: list[Leg] = []
     starts, stops = [0.0, *turns[:, 1]], [*turns[:, 0], float(s[-1])]
     for k, (begin, end) in enumerate(zip(starts, stops, strict=True)):
         keep = slice(round(begin / STEP_M), round(end / STEP_M) + 1)
-        piece = Line(*(getattr(path, field.name)[keep] for field in dataclasses.fields(Line)))
+        piece = path.part(keep)
         last = k == len(starts) - 1
         before, after = (40.0 if k == 0 else rng.uniform(50, 90)), (350.0 if last else rng.uniform(60, 140))
         line = _extended(_shifted(piece, -lane), float(before), float(after))
-        legs.append(Leg(line, float(rng.uniform(*widths)), begin, end, 0.015 * (k % 3)))
+        half_width = float(rng.uniform(*widths))
+        if line.section is not None:
+            line = dataclasses.replace(line, section=dataclasses.replace(line.section, half_width_m=half_width))
+        legs.append(Leg(line, half_width, begin, end, 0.015 * (k % 3)))
     crossings = [(*_meeting(a, b), max(a.half_width_m, b.half_width_m) + 3.5) for a, b in itertools.pairwise(legs)]
     return Plan(kind, path, lane, legs, np.array(crossings).reshape(-1, 4), turns)

@@ -61,6 +61,7 @@ class WorldSequence:
             (KITTI's by default), or "random". sensor: its look, or "random".
         distortion: radial, none by default (`camera` then describes the straightened image).
         traffic: other road users: the usual ones, "heavy" (`heavy_traffic`), or your own.
+        cross_slope: roads fall to their edges for the rain and lean into bends, as real ones do; else level across.
         name: of the sequence ("world-SEED" by default).
 
     Attributes:
@@ -74,11 +75,11 @@ class WorldSequence:
                  fps: float = 10.0, mount: Mount | Literal["random"] | None = None,
                  sensor: Sensor | Literal["random"] | None = None,
                  distortion: Distortion | None = None, traffic: Traffic | TrafficKind = "usual",
-                 name: str = "") -> None:  # fmt: skip
+                 cross_slope: bool = False, name: str = "") -> None:  # fmt: skip
         self.mount = Mount.random(generator(seed, 4)) if mount == "random" else mount or Mount()
         _check(kind, frames, fps, self.mount)
         self.seed, self.frames, self.kind, self.fps = seed, frames, kind_of(seed, kind), fps
-        self.camera = camera
+        self.camera, self.cross_slope = camera, cross_slope
         self.sensor = Sensor.random(generator(seed, 5)) if sensor == "random" else sensor or Sensor()
         if isinstance(traffic, str) and traffic not in get_args(TrafficKind):
             raise WorldError(
@@ -92,7 +93,8 @@ class WorldSequence:
     @functools.cached_property
     def plan(self) -> Plan:
         """Path and roads."""
-        return make_plan(self.seed, self.kind, CRUISE_M_S[self.kind][1] * (self.frames - 1) / self.fps + 40)
+        length = CRUISE_M_S[self.kind][1] * (self.frames - 1) / self.fps + 40
+        return make_plan(self.seed, self.kind, length, cross_slope=self.cross_slope)
 
     @functools.cached_property
     def drive(self) -> Drive:

@@ -70,6 +70,8 @@ class SimulateConfig:
     """"random" draws exposure, blur, noise, vignetting and JPEG for each sequence; labels stay exact."""
     traffic: TrafficKind = "usual"
     """"heavy": a lorry or a car close ahead, and a full lane beside."""
+    cross_slope: bool = False
+    """Roads fall to their edges for the rain and lean into bends, as real ones do."""
     fps: float = 10.0
     """Frames a second."""
     depth: bool = False
@@ -112,6 +114,7 @@ class SimulateConfig:
             sensor="random" if self.look == "random" else None,
             distortion=Distortion(*self.distortion),
             traffic=self.traffic,
+            cross_slope=self.cross_slope,
             name=self.name(number),
         )
 
@@ -183,8 +186,9 @@ def _identity(config: SimulateConfig) -> dict[str, Any]:
     """Everything that the content depends on."""
     values = dataclasses.asdict(config)
     del values["out"], values["workers"]
-    if values["traffic"] == "usual":
-        del values["traffic"]  # which folders of before the option had
+    for name in ("traffic", "cross_slope"):
+        if values[name] == SimulateConfig.__dataclass_fields__[name].default:
+            del values[name]  # folders of before the option have no such key
     return {"made_by": "convlstm-vo simulate", **values}
 
 

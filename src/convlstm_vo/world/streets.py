@@ -107,7 +107,8 @@ Band = tuple[float, float, float, float, str, float]
 
 def _bands(rng: np.random.Generator, kind: StreetKind, leg: Leg, walk: float, road_albedo: float) -> list[Band]:
     hw = leg.half_width_m
-    bands = [(-hw, hw, 0.0, 0.0, "road", road_albedo)]
+    sides = [(-hw, hw)] if leg.line.section is None else [(-hw, 0.0), (0.0, hw)]
+    bands = [(left, right, 0.0, 0.0, "road", road_albedo) for left, right in sides]
     if kind == "town":
         up, paving = 0.12, float(rng.uniform(0.2, 0.36))
         bands += [
