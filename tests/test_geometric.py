@@ -221,6 +221,7 @@ def test_trains_from_nothing_and_continues(tmp_path):
         flow_steps=1,
         weigh_drives=1,
         heavy_drives=1,
+        leaning_drives=1,
         weigh_steps=2,
         height=64,
         width=320,

@@ -33,7 +33,7 @@ from convlstm_vo.models.scene import (
     road_normal,
     road_slopes,
 )
-from convlstm_vo.models.solver import Priors, Residuals, Solution, bend_derivative, residuals, solve
+from convlstm_vo.models.solver import Priors, Residuals, Solution, residuals, road_misfit, solve
 
 _FEATURES = 10  # of a cell, for the ConvLSTM
 _SURE_ROAD = 0.8  # half width, in camera heights, of what is taken for road before it is looked at: no pavement
@@ -66,8 +66,8 @@ class Memory:
         known: (batch,) 0 before a motion has been seen, then 1; between after a search that found no road, which
             need not be repeated with each frame.
         motion: (batch, 6) the last one, in camera heights.
-        slopes: (batch, 2) of the road in the newest frame. bend: (batch, 1), beyond a plane (`solver.py`).
-        variance: (batch, 3, 3) of slopes and bend.
+        slopes: (batch, 2) of the road in the newest frame. shape: (batch, 3), beyond a plane (`solver.py`).
+        variance: (batch, 5, 5) of slopes and shape.
         mounting: (batch, 2) slopes of the road on average, i.e. roll and pitch of the camera on the car.
         mounting_precision: (batch, 2), their inverse variance beyond what is known before the start.
         height: (batch,) metres above the road; 0 stands for the configured one.
@@ -76,26 +76,26 @@ class Memory:
     known: Tensor
     motion: Tensor
     slopes: Tensor
-    bend: Tensor
+    shape: Tensor
     variance: Tensor
     mounting: Tensor
     mounting_precision: Tensor
     height: Tensor
 
-    SIZE = 24
+    SIZE = 42
 
     @classmethod
     def unpack(cls, packed: Tensor) -> Memory:
-        """From one tensor (batch, 24)."""
-        known, motion, slopes, bend, variance, mounting, precision, height = packed.split(
-            [1, 6, 2, 1, 9, 2, 2, 1], 1
+        """From one tensor (batch, 42)."""
+        known, motion, slopes, shape, variance, mounting, precision, height = packed.split(
+            [1, 6, 2, 3, 25, 2, 2, 1], 1
         )
-        variance = variance.unflatten(1, (3, 3))
-        return cls(known[:, 0], motion, slopes, bend, variance, mounting, precision, height[:, 0])
+        variance = variance.unflatten(1, (5, 5))
+        return cls(known[:, 0], motion, slopes, shape, variance, mounting, precision, height[:, 0])
 
     def pack(self) -> Tensor:
-        """To one tensor (batch, 24)."""
-        road = [self.slopes, self.bend, self.variance.flatten(1)]
+        """To one tensor (batch, 42)."""
+        road = [self.slopes, self.shape, self.variance.flatten(1)]
         slow = [self.mounting, self.mounting_precision, self.height[:, None]]
         return torch.cat([self.known[:, None], self.motion, *road, *slow], 1)
 
@@ -182,6 +182,7 @@ class GeometricNet(nn.Module):
         self.log_slope_spread = nn.Parameter(torch.tensor([0.006, 0.006]).log())  # about the mounting
         self.log_mounting = nn.Parameter(torch.tensor([0.02, 0.02]).log())  # of mountings, before the first frame
         self.log_bend = nn.Parameter(torch.tensor([0.03, 0.1]).log())  # spread; share of it renewed in a frame
+        self.log_sides = nn.Parameter(torch.tensor([0.02, 0.1]).log())  # of the road's, left and right: as the bend
         self.log_climb = nn.Parameter(torch.tensor([0.002, 0.004]).log())  # heaving: fixed, and a share of the way
         self.log_motion = nn.Parameter(
             torch.tensor([0.02, 0.02, 0.04, 0.005, 0.01, 0.005]).log()
@@ -271,7 +272,7 @@ class GeometricNet(nn.Module):
         in_sight, along = sigma < 1.0, self.log_flow_sd[1].exp() * sigma
         x, y = cells.rays[:, 0].flatten(1), cells.rays[:, 1].flatten(1)
         ahead = (y > _NEAR) & (x.abs() < 1.2 * y)
-        misfit = r.along + estimate.solution.bend * bend_derivative(r, along.square().reciprocal())
+        misfit = road_misfit(cells.rays.flatten(2), r, estimate.solution.shape, along.square().reciprocal())
         on_road = (sure / (1 + (misfit / along).square()) * ahead).sum(1)
         with_us = (r.inverse_depth < _BEHIND_ROAD * r.road) & (r.parallax * r.road > _PLAIN * along)
         open_road = torch.maximum((ahead & in_sight & ~with_us).sum(1), 0.15 * ahead.sum(1)).clamp_min(1.0)
@@ -326,7 +327,7 @@ class GeometricNet(nn.Module):
         """From the flow of a frame to its motion, and the state for the next one."""
         rays, seen = cells.rays.flatten(2), cells.seen.flatten(2)
         priors = self.priors(memory)
-        start = (memory.motion, priors.slopes, priors.bend)
+        start = (memory.motion, priors.slopes, priors.shape)
         with torch.no_grad():
             weights = self.shared(*self.trusted_weights(cells, memory))
             first, misfits = solve(rays, seen, *weights, priors, start, steps=3)
@@ -336,7 +337,7 @@ class GeometricNet(nn.Module):
         trust = trust.float().clamp(-8.0, 5.0)
         across, along = self.trusted_weights(cells, memory, trust)
         weights = self.shared(across, along)
-        second, misfits = solve(rays, seen, *weights, priors, (first.motion, first.slopes, first.bend), steps=3)
+        second, misfits = solve(rays, seen, *weights, priors, (first.motion, first.slopes, first.shape), steps=3)
         estimate = self.estimate(cells, second, misfits, across, weights[1], memory, trust, whole)
         return estimate, (*hidden, self.remember(memory, second).pack())
 
@@ -358,17 +359,19 @@ class GeometricNet(nn.Module):
         # Two sources for the slopes: how they were, and how the camera is mounted.
         mounting_variance = 1 / (torch.exp(-2 * self.log_mounting) + memory.mounting_precision)
         from_mounting = 1 / ((2 * self.log_slope_spread).exp() + mounting_variance)  # (batch, 2)
-        spread, renewed = self.log_bend.exp()
-        keep = 1 - renewed.clamp_max(0.99)  # of the bend, which is an autoregressive process
-        kept = torch.stack([torch.ones_like(keep), torch.ones_like(keep), keep])
-        drift = torch.cat([(2 * self.log_slope_drift).exp(), ((1 - keep**2) * spread**2)[None]])
+        spread, renewed = torch.stack(
+            [self.log_bend, self.log_sides, self.log_sides], 1
+        ).exp()  # (3,), of the shape
+        keep = 1 - renewed.clamp_max(0.99)  # of each, which are autoregressive processes
+        kept = torch.cat([torch.ones_like(keep[:2]), keep])
+        drift = torch.cat([(2 * self.log_slope_drift).exp(), (1 - keep**2) * spread**2])
         last = kept[:, None] * memory.variance * kept + torch.diag(drift)
-        from_last = torch.linalg.inv(torch.where(known[..., None] > 0, last, torch.eye(3, device=last.device)))
-        fresh = torch.diag(torch.stack([spread * 0, spread * 0, spread**-2]))
+        from_last = torch.linalg.inv(torch.where(known[..., None] > 0, last, torch.eye(5, device=last.device)))
+        fresh = torch.diag(F.pad(spread**-2, (2, 0)))
         from_last = torch.where(known[..., None] > 0, from_last, fresh)
-        information = from_last + torch.diag_embed(F.pad(from_mounting, (0, 1)))
-        was = torch.cat([memory.slopes, keep * memory.bend], 1)
-        mean = (from_last @ was[..., None])[..., 0] + F.pad(from_mounting * memory.mounting, (0, 1))
+        information = from_last + torch.diag_embed(F.pad(from_mounting, (0, 3)))
+        was = torch.cat([memory.slopes, keep * memory.shape], 1)
+        mean = (from_last @ was[..., None])[..., 0] + F.pad(from_mounting * memory.mounting, (0, 3))
         road = torch.linalg.solve(information, mean[..., None])[..., 0]
         climb, share = self.log_climb.exp()
         climb_sd = climb + share * memory.motion[:, :3].norm(dim=1)
@@ -429,7 +432,7 @@ class GeometricNet(nn.Module):
         factor = torch.cat([(sd[:, :1] * height[:, None]).expand(-1, 3), sd[:, 1:].expand(-1, 3)], 1)
         covariance = covariance[:, :6, :6] * factor[:, :, None] * factor[:, None, :]
         # How much the road alone, without yesterday's speed, says about the length of the way.
-        misfit = misfits.along + solution.bend * bend_derivative(misfits, along)
+        misfit = road_misfit(cells.rays.flatten(2), misfits, solution.shape, along)
         seen = along / (1 + misfit.square() * along / 4)  # a lorry where the road should be is no road
         road = (seen[:, None] * misfits.J_along[:, :3].square()).sum((1, 2))
         road_sd = road.clamp_min(1e-12).rsqrt()
@@ -458,7 +461,7 @@ class GeometricNet(nn.Module):
             torch.where(memory.known > 0, memory.known + _PATIENCE, 1.0).clamp_max(1.0),
             solution.motion,
             slopes,
-            solution.bend,
+            solution.shape,
             variance,
             mounting,
             precision + gained,
@@ -523,7 +526,7 @@ def _select(which: Tensor, a: tuple[Estimate, State], b: tuple[Estimate, State])
     solution = Solution(
         *(
             pick(getattr(ea.solution, n), getattr(eb.solution, n))
-            for n in ("motion", "slopes", "bend", "information")
+            for n in ("motion", "slopes", "shape", "information")
         )
     )
     fields = {name: pick(getattr(ea, name), getattr(eb, name)) for name in names}

@@ -5,13 +5,18 @@ Each cell of the flow gives two constraints, split along its epipolar line:
 - *across* the line, whatever its depth: this is where rotation and direction come from;
 - *along* the line, if it lies on the road: this carries the scale, since the road is 1 camera height away.
 
-Unknown are the motion (6), the road's slopes (2) and its bend (1); all have Gaussian priors, as has the camera's
-height above the road, which hardly changes from frame to frame. Lengths are camera heights (see `scene.py`).
+Unknown are the motion (6), the road's slopes (2) and its shape beyond a plane (3: bend, left, right); all have
+Gaussian priors, as has the camera's height above the road, which hardly changes from frame to frame. Lengths are
+camera heights (see `scene.py`).
 
 The bend says by which share the road's flow is too large twice as near as on average (and too small farther off):
 a road that curves ahead, or a systematic error of the flow. Without it the far rows, which are many and precise,
 would fix the tilt to a hundredth of a degree and be wrong by a fifth; with it the tilt is what keeps the car on its
 road for many frames. It is weighted such that it says nothing about the length of the way.
+
+Left and right are the slopes by which the surface rises beside the car's own lane: a crown, which drains the lane
+beyond the middle to the other side, or a pavement. Taken for one plane, both sides turn the car, by a third of a
+degree in 100 m for a crown of 2 %.
 """
 
 from __future__ import annotations
@@ -28,6 +33,7 @@ from convlstm_vo.models.scene import road_normal
 
 PRIOR_TOLERANCE = 3.0  # standard deviations at which the prior of the motion counts half
 _STILL = 2e-3  # displacement for a unit of inverse depth under which an epipolar line has no direction
+_WIDEST = 2.0  # camera heights beside the lane up to which the road's sides go on to rise or fall
 _LEAST_DEPTH = 0.05  # of points in the current camera, in units of their depth in the previous one
 
 
@@ -37,15 +43,15 @@ class Priors:
 
     Attributes:
         motion: (batch, 6). motion_information: (batch, 6), of its numbers.
-        slopes: (batch, 2), of the road in the previous frame. bend: (batch, 1).
-        road_information: (batch, 3, 3), of slopes and bend together.
+        slopes: (batch, 2), of the road in the previous frame. shape: (batch, 3), bend, left and right.
+        road_information: (batch, 5, 5), of slopes and shape together.
         climb_sd: (batch,), by how much a motion leaves the road's direction, in camera heights.
     """
 
     motion: Tensor
     motion_information: Tensor
     slopes: Tensor
-    bend: Tensor
+    shape: Tensor
     road_information: Tensor
     climb_sd: Tensor
 
@@ -56,13 +62,13 @@ class Solution:
 
     Attributes:
         motion: (batch, 6) ``T_prev_curr``, translation in camera heights.
-        slopes: (batch, 2), previous frame. bend: (batch, 1).
-        information: (batch, 9, 9) of (translation, rotation, slopes, bend), the Hessian at the solution.
+        slopes: (batch, 2), previous frame. shape: (batch, 3), bend, left and right.
+        information: (batch, 11, 11) of (translation, rotation, slopes, shape), the Hessian at the solution.
     """
 
     motion: Tensor
     slopes: Tensor
-    bend: Tensor
+    shape: Tensor
     information: Tensor
 
 
@@ -179,7 +185,7 @@ def solve(
 
     Args:
         rays, seen: as in `residuals`; constants. weights_across, weights_along: (batch, cells), inverse variances
-            in ray units. priors: what is known before. start: motion, slopes (batch, 2) and bend (batch, 1).
+            in ray units. priors: what is known before. start: motion, slopes (batch, 2) and shape (batch, 3).
         steps: of Gauss-Newton. tolerance: standard deviations at which a constraint counts half (Cauchy).
 
     Returns:
@@ -195,7 +201,7 @@ def solve(
         before = steps - 1 if differentiable else steps
         at = Solution(start[0].detach(), start[1].detach(), start[2].detach(), start[0].new_zeros(0))
         if before and kernels.usable(rays, seen, weights_across, weights_along, at.motion):
-            prior = (priors.motion, priors.motion_information, torch.cat([priors.slopes, priors.bend], 1),
+            prior = (priors.motion, priors.motion_information, torch.cat([priors.slopes, priors.shape], 1),
                      priors.road_information, priors.climb_sd)  # fmt: skip
             found, H = solver_kernels.gauss_newton(
                 rays, seen, weights_across, weights_along, prior, _unknowns(at), before, tolerance
@@ -220,24 +226,24 @@ def _equations(
         return H, b, Residuals(*solver_kernels.unpacked(rows))
     with torch.no_grad():
         r = residuals(rays, seen, at.motion, at.slopes)
-    return *_normal_equations(r, across, along, at, tolerance), r
+    return *_normal_equations(rays, r, across, along, at, tolerance), r
 
 
 def _unknowns(at: Solution) -> Tensor:
-    return torch.cat([at.motion, at.slopes, at.bend], 1)
+    return torch.cat([at.motion, at.slopes, at.shape], 1)
 
 
 def _normal_equations(
-    r: Residuals, across: Tensor, along: Tensor, at: Solution, tolerance: float
+    rays: Tensor, r: Residuals, across: Tensor, along: Tensor, at: Solution, tolerance: float
 ) -> tuple[Tensor, Tensor]:
-    """H (batch, 9, 9) and b (batch, 9) of all cells, by the robust weights that they have at a solution."""
-    J_bend = bend_derivative(r, along)
-    misfit = r.along + at.bend * J_bend
+    """H (batch, 11, 11) and b (batch, 11) of all cells, by the robust weights that they have at a solution."""
+    J_shape = shape_derivatives(rays, r, along)
+    misfit = r.along + (at.shape[..., None] * J_shape).sum(1)
     along = along + across * r.still
     w_across = across / (1 + r.across.square() * across / tolerance**2)
     w_along = along / (1 + misfit.square() * along / tolerance**2)
-    J_across = F.pad(r.J_across, (0, 0, 0, 1))
-    J_along = torch.cat([r.J_along, J_bend[:, None]], 1)
+    J_across = F.pad(r.J_across, (0, 0, 0, 3))
+    J_along = torch.cat([r.J_along, J_shape], 1)
     WA, WL = J_across * w_across[:, None], J_along * w_along[:, None]
     H = WA @ J_across.transpose(1, 2) + WL @ J_along.transpose(1, 2)
     return H, (WA @ r.across[..., None] + WL @ misfit[..., None])[..., 0]
@@ -249,15 +255,27 @@ def _gauss_newton(H: Tensor, b: Tensor, priors: Priors, at: Solution) -> Solutio
     return _moved(at, _solve_scaled(H, -b), H)
 
 
-def bend_derivative(r: Residuals, along: Tensor) -> Tensor:
-    """Of ``along`` by the bend, (batch, cells): the way each cell has moved, times how much nearer it is than all.
+def shape_derivatives(rays: Tensor, r: Residuals, along: Tensor) -> Tensor:
+    """Of ``along`` by bend, left and right, (batch, 3, cells).
 
-    "All" is the mean that makes it orthogonal to a change of the way's length, for weights ``along``.
+    Bend: the way each cell has moved, times how much nearer it is than all. "All" is the mean that makes it
+    orthogonal to a change of the way's length, for weights ``along``. Left, right: the way it has moved, times how
+    far beside the car's lane it lies, which is a camera height to each side.
     """
-    moved = r.parallax * r.road.clamp_min(0.0)
+    road = r.road.clamp_min(0.0)
+    moved = r.parallax * road
     weights = along.detach() * moved.square()
     mean = ((weights * r.road).sum(1, True) / weights.sum(1, True).clamp_min(1e-12)).clamp_min(0.05)
-    return moved * (r.road / mean - 1).clamp(-1.0, 2.0)
+    beside = [
+        r.parallax * torch.minimum((side * rays[:, 0] - road).clamp_min(0.0), _WIDEST * road)
+        for side in (-1.0, 1.0)
+    ]
+    return torch.stack([moved * (r.road / mean - 1).clamp(-1.0, 2.0), *beside], 1)
+
+
+def road_misfit(rays: Tensor, r: Residuals, shape: Tensor, along: Tensor) -> Tensor:
+    """``along`` with the road's shape in it: (batch, cells)."""
+    return r.along + (shape[..., None] * shape_derivatives(rays, r, along)).sum(1)
 
 
 def _solve_scaled(H: Tensor, b: Tensor) -> Tensor:
@@ -273,14 +291,14 @@ def _with_priors(H: Tensor, b: Tensor, at: Solution, priors: Priors) -> tuple[Te
     # Speed and turning change little, but for a dropped frame or a kerb: far from the prior, it fades (Cauchy).
     surprise = off.square() * priors.motion_information / PRIOR_TOLERANCE**2
     information = priors.motion_information / (1 + surprise.detach())
-    off_road = torch.cat([at.slopes - priors.slopes, at.bend - priors.bend], 1)
+    off_road = torch.cat([at.slopes - priors.slopes, at.shape - priors.shape], 1)
     b_road = (priors.road_information @ off_road[..., None])[..., 0]
-    H = H + torch.diag_embed(F.pad(information, (0, 3))) + F.pad(priors.road_information, (6, 0, 6, 0))
+    H = H + torch.diag_embed(F.pad(information, (0, 5))) + F.pad(priors.road_information, (6, 0, 6, 0))
     b = b + torch.cat([information * off, b_road], 1)
     # The camera stays at its height: normal . translation is 0 but for the springs of the car.
     normal = road_normal(at.slopes)
     climb = (normal * t).sum(1)
-    J = torch.cat([normal, torch.zeros_like(t), t[:, :1], t[:, 2:], torch.zeros_like(at.bend)], 1)  # n: (a, -1, b)
+    J = torch.cat([normal, torch.zeros_like(t), t[:, :1], t[:, 2:], torch.zeros_like(at.shape)], 1)  # n: (a, -1, b)
     information = priors.climb_sd.square().reciprocal()
     H = H + information[:, None, None] * J[:, :, None] * J[:, None, :]
     return H, b + (information * climb)[:, None] * J
@@ -291,4 +309,4 @@ def _moved(at: Solution, delta: Tensor, information: Tensor) -> Solution:
     R = se3.so3_exp(at.motion[:, 3:]) @ se3.so3_exp(delta[:, 3:6].clamp(-0.2, 0.2))
     motion = torch.cat([at.motion[:, :3] + delta[:, :3], se3.so3_log(R)], 1)
     slopes = (at.slopes + delta[:, 6:8].clamp(-0.1, 0.1)).clamp(-0.3, 0.3)
-    return Solution(motion, slopes, (at.bend + delta[:, 8:]).clamp(-0.3, 0.3), information)
+    return Solution(motion, slopes, (at.shape + delta[:, 8:]).clamp(-0.3, 0.3), information)

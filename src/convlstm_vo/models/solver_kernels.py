@@ -13,12 +13,13 @@ from convlstm_vo.models.kernels import by_strips, njit
 
 # Sums over cells may be taken in any order, which is twice as fast; nothing there becomes an address.
 _sums: Any = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz", "reassoc"})
-_STILL, _LEAST_DEPTH, _PRIOR_TOLERANCE = 2e-3, 0.05, 3.0  # as in solver.py
+_STILL, _LEAST_DEPTH, _PRIOR_TOLERANCE, _WIDEST = 2e-3, 0.05, 3.0, 2.0  # as in solver.py
 _inline: Any = numba.njit(inline="always", error_model="numpy")
 # Rows of what is known of each cell: the fields of `solver.Residuals`, derivatives by 8 unknowns each; and, for
-# Gauss-Newton, that of the misfit along by the bend, this misfit with the bend in it, and two robust weights.
+# Gauss-Newton, those of the misfit along by the road's shape, this misfit with it, and two robust weights.
 _ACROSS, _ALONG, _STILL_ROW, _BEST, _ROAD, _PARALLAX, _J_ACROSS, _J_ALONG = 0, 1, 2, 3, 4, 5, 6, 14
-_J_BEND, _MISFIT, _W_ACROSS, _W_ALONG, _ROWS = 22, 23, 24, 25, 26
+_J_SHAPE, _MISFIT, _W_ACROSS, _W_ALONG, _ROWS = 22, 25, 26, 27, 28
+_N = 11  # unknowns
 
 
 def gauss_newton(
@@ -31,17 +32,17 @@ def gauss_newton(
     steps: int,
     tolerance: float,
 ) -> tuple[Tensor, Tensor]:
-    """`solver.solve`: the unknowns (batch, 9) after some steps, and the last Hessian (batch, 9, 9).
+    """`solver.solve`: the unknowns (batch, 11) after some steps, and the last Hessian (batch, 11, 11).
 
     Args:
         rays: (batch, 3, cells). seen: (batch, 2, cells). across, along: (batch, cells) inverse variances.
-        priors: motion (batch, 6) and its information, road (batch, 3) and its information, climb_sd.
-        start: (batch, 9). steps, tolerance: as there.
+        priors: motion (batch, 6) and its information, road (batch, 5) and its information, climb_sd.
+        start: (batch, 11). steps, tolerance: as there.
     """
     cells = [np.ascontiguousarray(t.detach().numpy()) for t in (rays, seen, across, along)]
     known = [np.ascontiguousarray(t.detach().numpy().astype(np.float64)) for t in priors]
     at = start.detach().numpy().astype(np.float64)
-    H = np.empty((len(at), 9, 9))
+    H = np.empty((len(at), _N, _N))
     by_strips(_solve_all, len(at), 1, *cells, *known, at, H, steps, tolerance)
     return torch.from_numpy(at.astype(np.float32)), torch.from_numpy(H.astype(np.float32))
 
@@ -123,14 +124,14 @@ def residuals(rays: Tensor, seen: Tensor, motion: Tensor, slopes: Tensor) -> tup
     """The fields of `solver.Residuals`, from the arguments of `solver.residuals`."""
     cells = [np.ascontiguousarray(t.detach().numpy()) for t in (rays, seen)]
     at = torch.cat([motion, slopes], 1).detach().numpy().astype(np.float64)
-    rows = np.empty((len(at), _J_BEND, rays.shape[2]), np.float32)
+    rows = np.empty((len(at), _J_SHAPE, rays.shape[2]), np.float32)
     by_strips(_residuals_all, len(at), 1, *cells, at, rows)
     return unpacked(torch.from_numpy(rows))
 
 
 def unpacked(rows: Tensor) -> tuple[Tensor, ...]:
     """The fields of `solver.Residuals` from rows of cells (batch, rows, cells)."""
-    return (*rows[:, :_J_ACROSS].unbind(1), rows[:, _J_ACROSS:_J_ALONG], rows[:, _J_ALONG:_J_BEND])
+    return (*rows[:, :_J_ACROSS].unbind(1), rows[:, _J_ACROSS:_J_ALONG], rows[:, _J_ALONG:_J_SHAPE])
 
 
 @njit
@@ -196,8 +197,8 @@ def _residuals(rays, seen, at, out):  # type: ignore[no-untyped-def]
 
 
 @_sums
-def _weigh(across, along, bend, tolerance, cells):  # type: ignore[no-untyped-def]
-    """Rows for the bend and the robust weights, as `solver._normal_equations`."""
+def _weigh(rays, across, along, shape, tolerance, cells):  # type: ignore[no-untyped-def]
+    """Rows for the road's shape and the robust weights, as `solver._normal_equations`."""
     total, weighted = 0.0, 0.0
     for i in range(np.uintp(cells.shape[1])):
         moved = cells[_PARALLAX, i] * max(cells[_ROAD, i], np.float32(0))
@@ -205,13 +206,17 @@ def _weigh(across, along, bend, tolerance, cells):  # type: ignore[no-untyped-de
         total += weight
         weighted += weight * cells[_ROAD, i]
     mean = np.float32(max(weighted / max(total, 1e-12), 0.05))
-    one, bend, tolerance = np.float32(1), np.float32(bend), np.float32(1 / tolerance**2)
+    zero, one, widest, tolerance = np.float32(0), np.float32(1), np.float32(_WIDEST), np.float32(1 / tolerance**2)
+    bend, left, right = np.float32(shape[0]), np.float32(shape[1]), np.float32(shape[2])
     for i in range(np.uintp(cells.shape[1])):
-        nearer = min(max(cells[_ROAD, i] / mean - one, -one), np.float32(2))
-        slope = cells[_PARALLAX, i] * max(cells[_ROAD, i], np.float32(0)) * nearer
-        off = cells[_ALONG, i] + bend * slope
+        parallax, road = cells[_PARALLAX, i], max(cells[_ROAD, i], zero)
+        nearer = parallax * road * min(max(cells[_ROAD, i] / mean - one, -one), np.float32(2))
+        to_left = parallax * min(max(-rays[0, i] - road, zero), widest * road)
+        to_right = parallax * min(max(rays[0, i] - road, zero), widest * road)
+        off = cells[_ALONG, i] + bend * nearer + left * to_left + right * to_right
         w_along = along[i] + across[i] * cells[_STILL_ROW, i]
-        cells[_J_BEND, i], cells[_MISFIT, i] = slope, off
+        cells[_J_SHAPE, i], cells[_J_SHAPE + 1, i], cells[_J_SHAPE + 2, i] = nearer, to_left, to_right
+        cells[_MISFIT, i] = off
         cells[_W_ALONG, i] = w_along / (one + off * off * w_along * tolerance)
         off = cells[_ACROSS, i]
         cells[_W_ACROSS, i] = across[i] / (one + off * off * across[i] * tolerance)
@@ -236,11 +241,11 @@ def _normal_equations(cells, first, count, weight, misfit, H, b):  # type: ignor
 def _equations(rays, seen, across, along, at, tolerance, cells, H, b):  # type: ignore[no-untyped-def]
     """All rows of cells at some unknowns, H below its diagonal and b."""
     _residuals(rays, seen, at, cells)
-    _weigh(across, along, at[8], tolerance, cells)
+    _weigh(rays, across, along, at[8:], tolerance, cells)
     H[:] = 0
     b[:] = 0
     _normal_equations(cells, _J_ACROSS, 6, _W_ACROSS, _ACROSS, H, b)
-    _normal_equations(cells, _J_ALONG, 9, _W_ALONG, _MISFIT, H, b)
+    _normal_equations(cells, _J_ALONG, _N, _W_ALONG, _MISFIT, H, b)
 
 
 @njit
@@ -249,7 +254,7 @@ def _gauss_newton(  # type: ignore[no-untyped-def]
     steps, tolerance,
 ):  # fmt: skip
     cells = np.empty((_ROWS, rays.shape[1]), np.float32)
-    b, delta, normal, J = np.empty(9), np.empty(9), np.empty(3), np.zeros(9)
+    b, delta, normal, J = np.empty(_N), np.empty(_N), np.empty(3), np.zeros(_N)
     for _ in range(steps):
         _equations(rays, seen, across, along, at, tolerance, cells, H, b)
         # Priors: the motion, the road, and that the camera stays at its height above it.
@@ -258,8 +263,8 @@ def _gauss_newton(  # type: ignore[no-untyped-def]
             information = motion_information[p] / (1 + off * off * motion_information[p] / _PRIOR_TOLERANCE**2)
             H[p, p] += information
             b[p] += information * off
-        for p in range(3):
-            for q in range(3):
+        for p in range(_N - 6):
+            for q in range(_N - 6):
                 if q <= p:
                     H[6 + p, 6 + q] += road_information[p, q]
                 b[6 + p] += road_information[p, q] * (at[6 + q] - prior_road[q])
@@ -267,11 +272,11 @@ def _gauss_newton(  # type: ignore[no-untyped-def]
         normal[0], normal[1], normal[2] = at[6] * inverse_norm, -inverse_norm, at[7] * inverse_norm
         climb = normal[0] * at[0] + normal[1] * at[1] + normal[2] * at[2]
         J[0], J[1], J[2], J[6], J[7] = normal[0], normal[1], normal[2], at[0], at[2]
-        for p in range(9):
+        for p in range(_N):
             for q in range(p + 1):
                 H[p, q] += J[p] * J[q] / climb_sd**2
             b[p] += J[p] * climb / climb_sd**2
-        for p in range(9):
+        for p in range(_N):
             for q in range(p):
                 H[q, p] = H[p, q]
             b[p] = -b[p]
@@ -282,7 +287,8 @@ def _gauss_newton(  # type: ignore[no-untyped-def]
         _turned(at[3:6], delta[3:6])
         for k in range(6, 8):
             at[k] = min(max(at[k] + min(max(delta[k], -0.1), 0.1), -0.3), 0.3)
-        at[8] = min(max(at[8] + delta[8], -0.3), 0.3)
+        for k in range(8, _N):
+            at[k] = min(max(at[k] + delta[k], -0.3), 0.3)
 
 
 @njit
@@ -299,8 +305,8 @@ def _solve_all(  # type: ignore[no-untyped-def]
 class NormalEquations(torch.autograd.Function):
     """`solver._normal_equations` with gradients for the weights of cells, and `residuals` on the way.
 
-    ``apply(rays, seen, across, along, at, tolerance)``, ``at`` (batch, 9) being the unknowns, returns H
-    (batch, 9, 9), b (batch, 9) and what `unpacked` makes residuals of.
+    ``apply(rays, seen, across, along, at, tolerance)``, ``at`` (batch, 11) being the unknowns, returns H
+    (batch, 11, 11), b (batch, 11) and what `unpacked` makes residuals of.
     """
 
     @staticmethod
@@ -308,7 +314,7 @@ class NormalEquations(torch.autograd.Function):
                 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         cells = [np.ascontiguousarray(t.detach().numpy()) for t in (rays, seen, across, along)]
         unknowns = at.detach().numpy().astype(np.float64)
-        H, b = np.zeros((len(at), 9, 9)), np.zeros((len(at), 9))
+        H, b = np.zeros((len(at), _N, _N)), np.zeros((len(at), _N))
         rows = np.empty((len(at), _ROWS, rays.shape[2]), np.float32)
         by_strips(_equations_all, len(at), 1, *cells, unknowns, tolerance, rows, H, b)
         ctx.saved, ctx.tolerance = (cells[2], cells[3], rows), tolerance
@@ -332,7 +338,7 @@ def _equations_all(first, last, rays, seen, across, along, at, tolerance, rows, 
     """A strip of a batch."""
     for n in range(first, last):
         _equations(rays[n], seen[n], across[n], along[n], at[n], tolerance, rows[n], H[n], b[n])
-        for p in range(9):
+        for p in range(_N):
             for q in range(p):
                 H[n, q, p] = H[n, p, q]
 
@@ -345,7 +351,7 @@ def _equations_back(  # type: ignore[no-untyped-def]
     one, narrow = np.float32(1), np.float32(1 / tolerance**2)
     for n in range(first, last):
         _by_weights(rows[n], _J_ACROSS, 6, _ACROSS, by_H[n], by_b[n], by_across[n])
-        _by_weights(rows[n], _J_ALONG, 9, _MISFIT, by_H[n], by_b[n], by_along[n])
+        _by_weights(rows[n], _J_ALONG, _N, _MISFIT, by_H[n], by_b[n], by_along[n])
         for i in range(across.shape[1]):
             # A robust weight w / (1 + w r^2 / tolerance^2), by w.
             still = rows[n, _STILL_ROW, i]
