@@ -47,9 +47,9 @@ class GeometricOptions:
     """Drives whose flow is cached, for the weights."""
     heavy_drives: int = 40
     """More of them, in heavy traffic: what moves with the camera must not be taken for the horizon."""
-    leaning_drives: int = 60
+    leaning_drives: int = 100
     """More of them, on roads that are not level across: their two sides are not one plane."""
-    weigh_steps: int = 2700
+    weigh_steps: int = 3000
     """Updates of the weights."""
     seed: int = 0
     """Of the networks; the streets are always the same."""
