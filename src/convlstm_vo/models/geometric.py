@@ -44,6 +44,7 @@ _SEARCHED = (
     *((0.4, turn) for turn in (-0.08, 0.08)),
     *((1.2, turn) for turn in (-0.12, 0.12)),  # a bend at a third of the frames: 8 degrees, 3 m
 )
+_TAKEN_FURTHER = 3  # of these, the likeliest
 _PATIENCE = 0.1  # of `Memory.known` a frame: where a search has found no road, the next one waits for 10 frames
 _STANDING, _LEAST_AGREEMENT = 0.1, 0.9  # camera heights a frame; below it, standing is asked for again
 LEAST_EVIDENCE = 0.04  # of the image; a covered lens has less than 0.01, real streets 0.2 to 0.6
@@ -55,7 +56,7 @@ LEAST_ROAD = 0.006  # standard deviation of the way by the road alone, camera he
 # Asphalt that shows next to nothing: cells there err alike, toward what was predicted, and their number is no help.
 # On unseen streets and junctions the way is wrong by some 15 times that standard deviation, and by more than a
 # tenth where it is also as large as this: in camera heights, and as a share of the way.
-_ROAD_ERROR, _VAGUE_ROAD, _VAGUE_SHARE = 15.0, 0.0005, 0.0025
+_ROAD_ERROR, _VAGUE_ROAD, _VAGUE_SHARE = 15.0, 0.0005, 0.002
 
 
 @dataclasses.dataclass
@@ -223,7 +224,7 @@ class GeometricNet(nn.Module):
             other = self.conclude(there, again, hidden)
             better = self.plausibility(there, other[0]) > self.plausibility(cells, found[0])
             # A known motion is given up only for one that brings the road back: clouds alone prefer to stand still.
-            better = better & ((memory.known == 0) | (other[0].road_sd < LEAST_ROAD))
+            better = (memory.known == 0) | (better & (other[0].road_sd < LEAST_ROAD))
             found = _select(weak & better, other, found)
             rests = weak & (stands | (found[0].road_sd > LEAST_ROAD))
             found[1][-1][:, 0] = torch.where(rests, _PATIENCE, found[1][-1][:, 0])
@@ -241,21 +242,36 @@ class GeometricNet(nn.Module):
         return choose_cells(rays, self.measure(prev, curr, predicted), intrinsics, prev)
 
     def search(self, view: View, memory: Memory) -> Tensor:
-        """A motion (batch, 6) to start from where nothing is known or all is lost: the best of some."""
-        best, most = memory.motion, None
+        """A motion (batch, 6) to start from where nothing is known or all is lost: the best of some.
+
+        The likeliest are taken further: flow that is measured on top of the right motion says it again, on top of a
+        wrong one it goes on to creep away from it.
+        """
+        guesses = [memory.motion]
         for speed, turn in _SEARCHED:
-            tried = torch.zeros_like(memory.motion)
-            tried[:, 2], tried[:, 4] = speed, turn
-            fresh = dataclasses.replace(memory, known=torch.zeros_like(memory.known), motion=tried)
-            cells = self.look(view, fresh)
-            estimate, _ = self.conclude(cells, fresh, None)
-            ahead, score = estimate.solution.motion, self.plausibility(cells, estimate)
-            if most is None:
-                best, most = ahead, score
-            else:
-                best = torch.where((score > most)[:, None], ahead, best)
-                most = torch.maximum(most, score)
+            guesses.append(torch.zeros_like(memory.motion))
+            guesses[-1][:, 2], guesses[-1][:, 4] = speed, turn
+        motions, scores = zip(*(self._from(guess, view, memory) for guess in guesses), strict=True)
+        likeliest = torch.stack(scores).topk(_TAKEN_FURTHER, 0).indices  # (few, batch)
+        best, most = memory.motion, torch.full_like(scores[0], -torch.inf)
+        for first in torch.stack(motions).gather(0, likeliest[..., None].expand(-1, -1, 6)):
+            motion, score = first, most
+            for _ in range(2):
+                before = motion
+                motion, score = self._from(before, view, memory)
+            crept = (motion - before)[:, :3].norm(dim=1) / (0.03 + 0.05 * motion[:, :3].norm(dim=1))
+            score = score / (1 + crept.square())
+            # Only to compare: where the road shows little, each round says a little less than the one before.
+            best = torch.where((score > most)[:, None], first, best)
+            most = torch.maximum(most, score)
         return best
+
+    def _from(self, motion: Tensor, view: View, memory: Memory) -> tuple[Tensor, Tensor]:
+        """The motion (batch, 6) that is found where another one is expected, and its `plausibility`."""
+        fresh = dataclasses.replace(memory, known=torch.zeros_like(memory.known), motion=motion)
+        cells = self.look(view, fresh)
+        estimate, _ = self.conclude(cells, fresh, None)
+        return estimate.solution.motion, self.plausibility(cells, estimate)
 
     def plausibility(self, cells: Cells, estimate: Estimate) -> Tensor:
         """By which a search compares motions, (batch,): the share of what is in sight that fits across, times the
