@@ -138,7 +138,8 @@ def test_a_bend_of_the_flow_changes_neither_tilt_nor_length():
     )
     stiff = vague()
     stiff.climb_sd[:] = 1e-4  # the car follows its road
-    free = dataclasses.replace(stiff, road_information=torch.diag(torch.tensor([1.0, 1, 1, 1e8, 1e8])).double()[None])
+    information = torch.diag(torch.tensor([1.0, 1, 1, 1e8, 1e8], dtype=torch.float64))
+    free = dataclasses.replace(stiff, road_information=information[None])
     start = (motion, slopes, motion[:, :3] * 0)
     found, _ = solve(rays, wrong, certain, certain * road, free, start, steps=10)
     plane, _ = solve(rays, wrong, certain, certain * road, stiff, start, steps=10)
@@ -165,7 +166,7 @@ def on_two_sides(motion: torch.Tensor, slopes: torch.Tensor, left: float, right:
 
 @pytest.mark.parametrize("left, right", [(-0.05, 0.0), (0.0, -0.05), (-0.06, 0.02)])
 def test_a_crown_does_not_turn_the_car(left, right):
-    """Half the road falls away beside the lane: left and right find it; one plane alone turns, as the comment says."""
+    """Half the road falls away beside the lane: left and right find it; one plane alone turns the car."""
     motion = torch.tensor([[0.0, 0.0, 0.6, 0.0, 0.0, 0.0]], dtype=torch.float64)
     slopes = torch.zeros(1, 2, dtype=torch.float64)
     rays, seen, road = on_two_sides(motion, slopes, left, right)

@@ -251,27 +251,29 @@ class GeometricNet(nn.Module):
         for speed, turn in _SEARCHED:
             guesses.append(torch.zeros_like(memory.motion))
             guesses[-1][:, 2], guesses[-1][:, 4] = speed, turn
-        motions, scores = zip(*(self._from(guess, view, memory) for guess in guesses), strict=True)
+        motions, scores, _ = zip(*(self._from(guess, view, memory) for guess in guesses), strict=True)
         likeliest = torch.stack(scores).topk(_TAKEN_FURTHER, 0).indices  # (few, batch)
         best, most = memory.motion, torch.full_like(scores[0], -torch.inf)
         for first in torch.stack(motions).gather(0, likeliest[..., None].expand(-1, -1, 6)):
-            motion, score = first, most
+            motion, score, metric = first, most, most > 0
             for _ in range(2):
                 before = motion
-                motion, score = self._from(before, view, memory)
+                motion, score, metric = self._from(before, view, memory)
             crept = (motion - before)[:, :3].norm(dim=1) / (0.03 + 0.05 * motion[:, :3].norm(dim=1))
             score = score / (1 + crept.square())
-            # Only to compare: where the road shows little, each round says a little less than the one before.
-            best = torch.where((score > most)[:, None], first, best)
+            # Where the road shows little, each round says a little less than the one before.
+            chosen = torch.where(metric[:, None], motion, first)
+            best = torch.where((score > most)[:, None], chosen, best)
             most = torch.maximum(most, score)
         return best
 
-    def _from(self, motion: Tensor, view: View, memory: Memory) -> tuple[Tensor, Tensor]:
-        """The motion (batch, 6) that is found where another one is expected, and its `plausibility`."""
+    def _from(self, motion: Tensor, view: View, memory: Memory) -> tuple[Tensor, Tensor, Tensor]:
+        """The motion (batch, 6) that is found where another one is expected, its `plausibility`, and whether the
+        road gave its length."""
         fresh = dataclasses.replace(memory, known=torch.zeros_like(memory.known), motion=motion)
         cells = self.look(view, fresh)
         estimate, _ = self.conclude(cells, fresh, None)
-        return estimate.solution.motion, self.plausibility(cells, estimate)
+        return estimate.solution.motion, self.plausibility(cells, estimate), estimate.metric
 
     def plausibility(self, cells: Cells, estimate: Estimate) -> Tensor:
         """By which a search compares motions, (batch,): the share of what is in sight that fits across, times the
