@@ -108,7 +108,7 @@ def test_without_a_road_a_search_is_not_repeated_with_each_frame(monkeypatch):
 
 @pytest.mark.parametrize("street, shows", [(FIRST_SEED + 1, True), (FIRST_SEED + 3, False)])
 def test_asphalt_that_shows_nothing_gives_no_scale(street, shows):
-    """The second street's junction has no texture but noise; a guess there is 40 % short."""
+    """The second street's junction has no texture but noise; a guess there is 13 to 40 % short."""
     film = covered(street, 3).until(8)
     tracked = show(net(), film)
     for k in range(1, 8):
