@@ -152,7 +152,10 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
 def _load_tensors(net: Network, tensors: dict[str, Tensor], folder: Path) -> None:
     """Strictly: the same names and shapes on both sides."""
     path = folder / WEIGHTS_FILE
-    remedy = f"{CONFIG_FILE} and {WEIGHTS_FILE} do not belong together, or the image size differs"
+    remedy = (
+        f"{CONFIG_FILE} and {WEIGHTS_FILE} do not belong together, the image size differs, or another version "
+        "wrote them (use that one, or train again)"
+    )
     expected = net.state_dict()
     for name in [*expected, *tensors]:
         own, saved = _shape(expected.get(name)), _shape(tensors.get(name))

@@ -255,10 +255,8 @@ class GeometricNet(nn.Module):
         likeliest = torch.stack(scores).topk(_TAKEN_FURTHER, 0).indices  # (few, batch)
         best, most = memory.motion, torch.full_like(scores[0], -torch.inf)
         for first in torch.stack(motions).gather(0, likeliest[..., None].expand(-1, -1, 6)):
-            motion, score, metric = first, most, most > 0
-            for _ in range(2):
-                before = motion
-                motion, score, metric = self._from(before, view, memory)
+            before, _, _ = self._from(first, view, memory)
+            motion, score, metric = self._from(before, view, memory)
             crept = (motion - before)[:, :3].norm(dim=1) / (0.03 + 0.05 * motion[:, :3].norm(dim=1))
             score = score / (1 + crept.square())
             # Where the road shows little, each round says a little less than the one before.
