@@ -16,17 +16,17 @@ KINDS = ("town", "country", "motorway")
 slopes = st.floats(-0.07, 0.07)
 
 
-@given(slopes, st.floats(0, 0.04), st.floats(-2, 0), st.floats(2.9, 6.4), st.floats(-25, 25))
-def test_the_surface_has_no_steps_and_its_slope_is_its_tilt(lean, crown, middle, half, d) -> None:
-    section = Section(np.zeros(1), np.zeros(1), middle, half)
-    assert section.drop(lean, crown, 0.0) == 0.0
+@given(slopes, st.floats(0, 0.04), st.floats(0, 1.8), st.floats(-2, 0), st.floats(2.9, 6.4), st.floats(-25, 25))
+def test_the_surface_has_no_steps_and_its_slope_is_its_tilt(lean, crown, bank, middle, half, d) -> None:
+    section = Section(np.zeros(1), np.zeros(1), np.zeros((2, 1)), middle, half)
+    assert section.drop(lean, crown, bank, 0.0) == 0.0
     step = 1e-4
-    rise = (section.drop(lean, crown, d + step) - section.drop(lean, crown, d)) / step
-    assert abs(rise) < 0.25
+    rise = (section.drop(lean, crown, bank, d + step) - section.drop(lean, crown, bank, d)) / step
+    assert abs(rise) < 0.25 + 0.55 * bank
     if middle + step < d < middle + half - step or middle - half + step < d < middle - step:
         assert rise == pytest.approx(section.tilt(lean, crown, d), abs=1e-9)
     # Far out, the ground is level with the lower edge on both sides.
-    assert section.drop(lean, crown, 25.0) == pytest.approx(section.drop(lean, crown, -25.0), abs=1e-12)
+    assert section.drop(lean, crown, bank, 25.0) == pytest.approx(section.drop(lean, crown, bank, -25.0), abs=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -50,6 +50,41 @@ def test_the_path_is_the_same_and_slopes_are_those_of_roads(kind, seed) -> None:
         s = s[s < plan.path.s[-1]]
         under = leg.line.at(s)[1] + leg.line.across(s, plan.lane_m)[0]
         np.testing.assert_allclose(under, plan.path.at(s)[1], atol=2e-3)
+
+
+def test_banks_rise_beside_the_lane_and_nowhere_on_it() -> None:
+    highest, kerbs = [], []
+    for seed in range(30):
+        kind = KINDS[seed % 3]
+        plan = make_plan(seed, kind, 300, cross_slope=True)
+        for leg in plan.legs:
+            section, line = leg.line.section, leg.line
+            assert section is not None and section.banks.min() >= 0
+            flat = dataclasses.replace(line, section=dataclasses.replace(section, banks=0 * section.banks))
+            for d in (-leg.half_width_m, 0.0, leg.half_width_m):
+                np.testing.assert_array_equal(line.across(line.s, d)[0], flat.across(line.s, d)[0])
+            for side, sign in enumerate((-1, 1)):
+                d = section.middle_m + sign * (leg.half_width_m + 3.0)
+                rise = flat.across(line.s, d)[0] - line.across(line.s, d)[0]
+                highest.append(float(rise.max()))
+                assert highest[-1] == pytest.approx(section.banks[side].max(), abs=1e-9)
+                kerbs.append(section.kerbs_m[side])
+            assert kind != "town" or not (section.banks.any() or any(section.kerbs_m))
+    assert max(highest) > 1.0 and min(highest) == 0.0
+    assert max(kerbs) > 0.06 and min(kerbs) == 0.0
+
+
+def test_a_tree_stands_on_the_bank() -> None:
+    for seed in range(40):
+        line = make_plan(seed, "country", 200, cross_slope=True).legs[0].line
+        assert line.section is not None
+        right = line.section.banks[1]
+        if right.max() > 0.8:
+            at, d = float(line.s[right.argmax()]), line.section.middle_m + line.section.half_width_m + 3.0
+            rise = -line.place(at, d)[1] + line.place(at, d + 10)[1]
+            assert rise == pytest.approx(float(right.max()), abs=0.35)
+            return
+    pytest.fail("no bank")
 
 
 def test_bends_lean_inwards() -> None:

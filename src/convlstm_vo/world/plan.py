@@ -38,29 +38,51 @@ def interpolate(at: Array | float, known: Array, values: Array) -> Array:
     return result
 
 
+BANK_PROFILE = ((0.2, 0.0), (1.2, 0.5), (3.0, 1.0), (4.5, 0.9), (7.5, 0.0))
+"""Metres beyond the carriageway, and the share of a bank's height there."""
+
+
+def _bank_profile(beyond_m: float) -> float:
+    for (a, low), (b, high) in itertools.pairwise(BANK_PROFILE):
+        if a <= beyond_m < b:
+            return low + (high - low) * (beyond_m - a) / (b - a)
+    return 0.0
+
+
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A road's surface across its direction, along a line: two straight sides that meet in the road's middle.
+    """A road's surface across its direction, along a line: two straight sides that meet in the road's middle, and
+    banks beside them.
 
     Attributes:
         lean: (n,) slope of both sides, positive where the right-hand one lies lower (superelevation).
         crown: (n,) by how much more each side falls towards its edge (drainage).
+        banks: (2, n) how high the verge rises, left and right, metres.
         middle_m: where the road's middle is, metres to the right of the line. half_width_m: of the carriageway.
+        kerbs_m: height of a kerb left and right; 0: none.
     """
 
     lean: Array
     crown: Array
+    banks: Array
     middle_m: float
     half_width_m: float
+    kerbs_m: tuple[float, float] = (0.0, 0.0)
 
-    def drop(self, lean: _Slope, crown: _Slope, d: float) -> _Slope:
-        """How far the surface lies under the line, d metres to the right of it. Outside the carriageway: as high as
-        its edge there, and further out as low as its lower edge, where the fields begin."""
+    def drop(self, lean: _Slope, crown: _Slope, bank: _Slope, d: float) -> _Slope:
+        """How far the surface lies under the line, d metres to the right of it, kerbs left out. Outside the
+        carriageway: as high as its edge there, over the bank, and further out as low as its lower edge, where the
+        fields begin.
+
+        Args:
+            bank: of the side that d lies on.
+        """
         middle = self._of_side(lean, crown, -self.middle_m)
         there = self._of_side(lean, crown, d - self.middle_m)
-        outside = min(max((abs(d - self.middle_m) - self.half_width_m - 0.7) / 6.8, 0.0), 1.0)
+        beyond = abs(d - self.middle_m) - self.half_width_m
+        outside = min(max((beyond - 0.7) / 6.8, 0.0), 1.0)
         low = (abs(lean) + crown) * self.half_width_m
-        return there + outside * (low - there) - middle
+        return there + outside * (low - there) - middle - bank * _bank_profile(beyond)
 
     def tilt(self, lean: _Slope, crown: _Slope, d: float) -> _Slope:
         """Slope across, d metres to the right of the line, on the carriageway."""
@@ -96,7 +118,7 @@ class Line:
     def part(self, keep: slice | NDArray[np.bool_]) -> Line:
         """Some of its points."""
         x = self.section
-        section = x and dataclasses.replace(x, lean=x.lean[keep], crown=x.crown[keep])
+        section = x and dataclasses.replace(x, lean=x.lean[keep], crown=x.crown[keep], banks=x.banks[:, keep])
         return Line(
             self.s[keep], self.x[keep], self.y[keep], self.z[keep], self.psi[keep], self.kappa[keep], section
         )
@@ -109,8 +131,9 @@ class Line:
         """How far the road's surface lies under the line d metres to its right, and its slope across there."""
         if self.section is None:
             return np.zeros(np.shape(s)), np.zeros(np.shape(s))
-        lean, crown = (interpolate(s, self.s, values) for values in (self.section.lean, self.section.crown))
-        return self.section.drop(lean, crown, d), self.section.tilt(lean, crown, d)
+        side = self.section.banks[int(d > self.section.middle_m)]
+        lean, crown, bank = (interpolate(s, self.s, v) for v in (self.section.lean, self.section.crown, side))
+        return self.section.drop(lean, crown, bank, d), self.section.tilt(lean, crown, d)
 
     def place(self, s: float, d: float) -> tuple[float, float, float, float]:
         """x, y, z, psi at s metres along and d metres to the right, on the ground."""
@@ -124,8 +147,11 @@ class Line:
         )
         sine, cosine = sincos(psi)
         if self.section is not None:
-            lean, crown = (float(v[i] + share * (v[i + 1] - v[i])) for v in (self.section.lean, self.section.crown))
-            y += self.section.drop(lean, crown, d)
+            x_ = self.section
+            lean, crown, bank = (
+                float(v[i] + share * (v[i + 1] - v[i])) for v in (x_.lean, x_.crown, x_.banks[int(d > x_.middle_m)])
+            )
+            y += x_.drop(lean, crown, bank, d)
         return x + d * cosine, y, z - d * sine, psi
 
 
@@ -286,6 +312,7 @@ def _extended(line: Line, before: float, after: float) -> Line:
         line.section,
         lean=pad(line.section.lean, line.section.lean[0], line.section.lean[-1]),
         crown=pad(line.section.crown, line.section.crown[0], line.section.crown[-1]),
+        banks=np.stack([pad(bank, bank[0], bank[-1]) for bank in line.section.banks]),
     )
     return Line(s, x, y, z, psi, pad(line.kappa, 0.0, 0.0), across)
 
@@ -370,7 +397,26 @@ def _section(rng: np.random.Generator, path: Line, kind: StreetKind, turns: Arra
         away = np.maximum(np.maximum(begin - path.s, path.s - end), 0.0)
         level = np.clip((away - 6.0) / 14.0, 0.0, 1.0)
         lean, crown = lean * level, crown * level
-    return Section(lean, crown, -lane_m, half_width_m)
+    banks, kerbs = _banks(rng, path.s, kind)
+    return Section(lean, crown, banks, -lane_m, half_width_m, kerbs)
+
+
+def _banks(rng: np.random.Generator, s: Array, kind: StreetKind) -> tuple[Array, tuple[float, float]]:
+    """Banks (2, n) and kerbs beside a road through open country: on some sides it is cut into the land, so that
+    grass rises right beside the lane, here and there or all along."""
+    banks, kerbs = np.zeros((2, len(s))), [0.0, 0.0]
+    if kind == "town":  # its pavements and gardens are level
+        return banks, (0.0, 0.0)
+    for side in (0, 1):
+        rises, kerb = rng.random() < 0.6, rng.random() < (0.4 if kind == "country" else 0.0)
+        most, most_kerb = float(0.1 + 1.7 * rng.random() ** 1.5), float(rng.uniform(0.06, 0.16))
+        spacing = float(rng.uniform(25, 70))
+        knots = np.arange(-1.0, s[-1] / spacing + 2) * spacing
+        shares = np.clip(1.5 * rng.random(len(knots)) - 0.25, 0.0, 1.0)
+        if rises:
+            banks[side] = interpolate(s, knots, most * shares)
+        kerbs[side] = most_kerb if kerb else 0.0
+    return banks, (kerbs[0], kerbs[1])
 
 
 def _draw_plan(

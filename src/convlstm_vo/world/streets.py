@@ -14,7 +14,7 @@ from convlstm_vo.world.bank import bank
 from convlstm_vo.world.exact import sincos
 from convlstm_vo.world.ground import Hills, Shadows, lay_leg, lay_terrain, pave_junction, road_material
 from convlstm_vo.world.meshes import Light, Mesh
-from convlstm_vo.world.plan import MOVER_KINDS, Leg, Plan, StreetKind, generator
+from convlstm_vo.world.plan import BANK_PROFILE, MOVER_KINDS, Leg, Plan, Section, StreetKind, generator
 from convlstm_vo.world.planting import Planter
 from convlstm_vo.world.scene import Material, Scene, SceneBuilder
 
@@ -121,10 +121,35 @@ def _bands(rng: np.random.Generator, kind: StreetKind, leg: Leg, walk: float, ro
         ]  # fmt: skip
     else:
         soil, green = float(rng.uniform(0.16, 0.3)), float(rng.uniform(0.13, 0.24))
+        if leg.line.section is not None:
+            return bands + _verge_bands(leg.line.section, hw, soil, green)
         bands += [
             (hw, hw + 0.7, 0.0, -0.03, "soil", soil), (hw + 0.7, hw + 7.5, -0.03, -0.05, "verge", green),
             (-hw - 0.7, -hw, -0.03, 0.0, "soil", soil), (-hw - 7.5, -hw - 0.7, -0.05, -0.03, "verge", green),
         ]  # fmt: skip
+    return bands
+
+
+def _verge_bands(section: Section, hw: float, soil: float, green: float) -> list[Band]:
+    """Beside a road with a cross slope: kerb or soil, then grass over the bank (whose rise is the section's)."""
+    bands: list[Band] = []
+    for side, kerb in zip((-1.0, 1.0), section.kerbs_m, strict=True):
+        edges = [0.0, 0.2, *(at for at, _ in BANK_PROFILE[1:])]
+        heights = [kerb, kerb, *(kerb * (1 - at / 7.5) - 0.05 * at / 7.5 for at in edges[2:])]
+        parts = [
+            (a, b, up, on, "verge", green)
+            for a, b, up, on in zip(edges, edges[1:], heights, heights[1:], strict=False)
+        ]
+        parts[0] = (*parts[0][:4], *(("kerb", 1.5 * soil) if kerb else ("soil", soil)))
+        if kerb:
+            parts.insert(0, (0.0, 0.0, 0.0, kerb, "kerb", soil))
+        else:
+            parts[1] = (*parts[1][:4], "soil", soil)
+        for a, b, up, on, material, albedo in parts:
+            left = side < 0
+            bands.append(
+                (-hw - b, -hw - a, on, up, material, albedo) if left else (hw + a, hw + b, up, on, material, albedo)
+            )
     return bands
 
 
