@@ -17,7 +17,8 @@ from convlstm_vo.geometry.camera import Camera
 from convlstm_vo.geometry.trajectory import Trajectory
 from convlstm_vo.models.checkpoint import build, load_checkpoint
 from convlstm_vo.models.config import ModelError, preset
-from convlstm_vo.models.geometric import GeometricNet, Memory
+from convlstm_vo.models.geometric import Cells, GeometricNet, Memory
+from convlstm_vo.models.solver import residuals
 from convlstm_vo.odometer import OdometryError, VisualOdometry, estimate_trajectory, working_size
 from convlstm_vo.sequences.base import Frame
 from convlstm_vo.sequences.kitti import KittiSequence
@@ -85,6 +86,55 @@ def test_standing_is_asked_for_again_where_the_houses_go():
     ways = [float(np.linalg.norm(odometer.track(sequence[k]).T_prev_curr[:3, 3])) for k in range(2, 14)]
     true = np.linalg.norm(sequence.trajectory.motions[:, :3], axis=1)
     np.testing.assert_allclose(ways[10:], true[11:13], rtol=0.15)
+
+
+def test_no_flow_where_the_road_must_flow_is_no_road():
+    """The road, a lorry's back that goes along, and houses, in cells that were measured well or not at all."""
+    assert isinstance(NET, GeometricNet)
+    ys = torch.tensor([0.1, 0.2, 0.4])
+    rays = torch.stack([torch.full((3,), 0.1), ys, torch.ones(3)])[None, :, None]  # (1, 3, 1, 3)
+    motion, slopes = torch.tensor([[0.0, 0.0, 0.5, 0.0, 0.0, 0.0]]), torch.zeros(1, 2)
+    points = rays / ys  # on the road
+    moved = points - torch.tensor([0.0, 0.0, 0.5])[None, :, None, None]
+    road = (moved[:, :2] / moved[:, 2:]).contiguous()
+
+    def gated(seen: torch.Tensor, sigma: float) -> list[bool]:
+        cells = Cells(rays, seen, torch.full((1, 1, 3), sigma), torch.ones(1, 1, 3))
+        r = residuals(rays.flatten(2), seen.flatten(2), motion, slopes)
+        return NET.moves_with_us(cells, r)[0].tolist()
+
+    along = rays[:, :2].contiguous()
+    assert gated(along, 5e-4) == [True] * 3
+    assert gated(along, 0.5) == [False] * 3  # blank asphalt, of which nothing is known
+    assert gated(road, 5e-4) == [False] * 3
+    half = (along + road) / 2  # braking to half the speed from one frame to the next
+    assert gated(half, 5e-4) == [False] * 3
+    up = rays * torch.tensor([1.0, -1.0, 1.0])[None, :, None, None]  # above the horizon there is no road
+    cells = Cells(up, up[:, :2].contiguous(), torch.full((1, 1, 3), 5e-4), torch.ones(1, 1, 3))
+    r = residuals(up.flatten(2), cells.seen.flatten(2), motion, slopes)
+    assert NET.moves_with_us(cells, r)[0].tolist() == [False] * 3
+
+
+def test_a_vague_road_is_not_heard_against_yesterdays_speed():
+    assert isinstance(NET, GeometricNet)
+    sds = torch.tensor([2e-4, 5e-4, 2e-3, 1e-2, 1e-1])
+    memory = Memory.unpack(torch.zeros(5, Memory.SIZE))
+    assert NET.share_heard(sds, NET.priors(memory))[:4].min() > 0.9  # a fresh start has no yesterday
+    known = dataclasses.replace(memory, known=torch.ones(5), variance=torch.eye(5).expand(5, 5, 5) * 1e-4)
+    heard = NET.share_heard(sds, NET.priors(known))[:, 0]
+    assert heard[0] > 0.99 and heard[1] > 0.9
+    assert (heard.diff() < 0).all()
+    assert heard[-1] < 0.006
+
+
+def test_on_blank_asphalt_behind_a_car_the_speed_is_kept():
+    """A car ahead and a column beside go as we do, and are all that shows anything where the road is."""
+    sequence = WorldSequence(5_000_001, frames=120, kind="town", traffic="heavy")
+    odometer = VisualOdometry(NET, sequence.camera)
+    ways = [float(np.linalg.norm(odometer.track(sequence[k]).T_prev_curr[:3, 3])) for k in range(18)]
+    true = np.linalg.norm(sequence.trajectory.motions[:17, :3], axis=1)
+    assert true.min() > 0.8
+    np.testing.assert_allclose(ways[1:], true, rtol=0.2)
 
 
 def test_scale_follows_the_camera_height():

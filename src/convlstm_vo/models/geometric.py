@@ -47,10 +47,11 @@ _SEARCHED = (
 _TAKEN_FURTHER = 3  # of these, the likeliest
 _PATIENCE = 0.1  # of `Memory.known` a frame: where a search has found no road, the next one waits for 10 frames
 _STANDING, _LEAST_AGREEMENT = 0.1, 0.9  # camera heights a frame; below it, standing is asked for again
+_LIKE, _CONTRADICTED = 0.02, 0.1  # differences of two agreements: one that says nothing, one that says enough
 LEAST_EVIDENCE = 0.04  # of the image; a covered lens has less than 0.01, real streets 0.2 to 0.6
 LEAST_CONTRAST = 2.0  # standard deviation of an image's grey levels; an even image shows no motion
 _NEAR = 0.08  # slope under the horizon of the road that a search looks at: within 12 camera heights
-_BEHIND_ROAD, _PLAIN = 0.3, 3.0  # inverse depth, of the road's; the road's flow in standard deviations, to tell
+_BEHIND_ROAD, _PLAIN = 0.4, 3.0  # inverse depth, of the road's; the road's flow in standard deviations, to tell
 _CLEAR_AHEAD, _CLEAR_ASIDE = 3.0, 0.5  # camera heights around the camera in which nothing stands but the road
 LEAST_ROAD = 0.006  # standard deviation of the way by the road alone, camera heights; streets have 0.0002 to 0.004
 # Asphalt that shows next to nothing: cells there err alike, toward what was predicted, and their number is no help.
@@ -223,8 +224,11 @@ class GeometricNet(nn.Module):
             there = self.look(view, again)
             other = self.conclude(there, again, hidden)
             better = self.plausibility(there, other[0]) > self.plausibility(cells, found[0])
+            # On blank asphalt what moves with us is all that looks like a road; what stands knows better.
+            gained = self.agreement(there, other[0]) - self.agreement(cells, found[0])
+            better, contradicted = better & (gained > -_LIKE), gained > _CONTRADICTED
             # A known motion is given up only for one that brings the road back: clouds alone prefer to stand still.
-            better = (memory.known == 0) | (better & (other[0].road_sd < LEAST_ROAD))
+            better = (memory.known == 0) | (better & ((other[0].road_sd < LEAST_ROAD) | contradicted))
             found = _select(weak & better, other, found)
             rests = weak & (stands | (found[0].road_sd > LEAST_ROAD))
             found[1][-1][:, 0] = torch.where(rests, _PATIENCE, found[1][-1][:, 0])
@@ -247,7 +251,8 @@ class GeometricNet(nn.Module):
         The likeliest are taken further: flow that is measured on top of the right motion says it again, on top of a
         wrong one it goes on to creep away from it.
         """
-        guesses = [memory.motion]
+        # A fresh start remembers none: standing still is among those tried anyway.
+        guesses = [memory.motion] if bool(memory.motion.any()) else []
         for speed, turn in _SEARCHED:
             guesses.append(torch.zeros_like(memory.motion))
             guesses[-1][:, 2], guesses[-1][:, 4] = speed, turn
@@ -290,8 +295,9 @@ class GeometricNet(nn.Module):
         ahead = (y > _NEAR) & (x.abs() < 1.2 * y)
         misfit = road_misfit(cells.rays.flatten(2), r, estimate.solution.shape, along.square().reciprocal())
         on_road = (sure / (1 + (misfit / along).square()) * ahead).sum(1)
-        with_us = (r.inverse_depth < _BEHIND_ROAD * r.road) & (r.parallax * r.road > _PLAIN * along)
-        open_road = torch.maximum((ahead & in_sight & ~with_us).sum(1), 0.15 * ahead.sum(1)).clamp_min(1.0)
+        open_road = torch.maximum(
+            (ahead & in_sight & ~self.moves_with_us(cells, r)).sum(1), 0.15 * ahead.sum(1)
+        ).clamp_min(1.0)
         fits = fit.mean(1) / in_sight.float().mean(1).clamp_min(0.1)
         return fits * _agreeing(fit, sure) ** 8 * (on_road / open_road).sqrt()
 
@@ -345,15 +351,19 @@ class GeometricNet(nn.Module):
         priors = self.priors(memory)
         start = (memory.motion, priors.slopes, priors.shape)
         with torch.no_grad():
-            weights = self.shared(*self.trusted_weights(cells, memory))
+            open_road = ~self.moves_with_us(cells, residuals(rays, seen, memory.motion, priors.slopes))
+            across, along = self.trusted_weights(cells, memory)
+            weights = self.shared(across, along * open_road)
             first, misfits = solve(rays, seen, *weights, priors, start, steps=3)
             features = describe(cells, misfits)
         with self.half_precision(features):
             trust, whole, hidden = self.weigher(features, hidden)
         trust = trust.float().clamp(-8.0, 5.0)
         across, along = self.trusted_weights(cells, memory, trust)
-        weights = self.shared(across, along)
-        second, misfits = solve(rays, seen, *weights, priors, (first.motion, first.slopes, first.shape), steps=3)
+        weights = self.shared(across, along * open_road)
+        heard = weights[1] * self.share_heard(road_sd(rays, misfits, first.shape, weights[1]), priors)
+        at = (first.motion, first.slopes, first.shape)
+        second, misfits = solve(rays, seen, weights[0], heard, priors, at, steps=3)
         estimate = self.estimate(cells, second, misfits, across, weights[1], memory, trust, whole)
         return estimate, (*hidden, self.remember(memory, second).pack())
 
@@ -413,6 +423,29 @@ class GeometricNet(nn.Module):
             across, along = across * factor[:, 0], along * factor[:, 1]
         return across, along
 
+    def moves_with_us(self, cells: Cells, r: Residuals) -> Tensor:
+        """(batch, cells) whether a cell shows so much less flow than the road would there that it stands behind the
+        road, if it stands at all. So it is a car ahead, or its shadow: no road, however well it is seen.
+
+        Left in as an outlier, each of them slows the motion down by what does not depend on how far off it is; on
+        blank asphalt a few of them outweigh the road.
+
+        Args:
+            r: at the motion that is expected.
+        """
+        along = self.log_flow_sd[1].exp() * cells.sigma.flatten(1)
+        return (r.inverse_depth < _BEHIND_ROAD * r.road) & (r.parallax * r.road > _PLAIN * along)
+
+    def share_heard(self, road_sd: Tensor, priors: Priors) -> Tensor:
+        """(batch, 1) by which what the road says counts, beside yesterday's speed.
+
+        A road that shows next to nothing is wrong by many times its standard deviation, and always toward what was
+        predicted: heard in full, it lets the speed creep away within a few frames. All but the vaguest count in full.
+        """
+        error = (_ROAD_ERROR * road_sd.detach()).square() * priors.motion_information[:, 2]
+        vague = error.square() / (1 + error.square())
+        return (1 / (1 + _ROAD_ERROR**2 * vague))[:, None]
+
     def shared(self, across: Tensor, along: Tensor) -> tuple[Tensor, Tensor]:
         """`trusted_weights` less what cells have in common: a thousand cells do not average out all of their error.
 
@@ -448,17 +481,14 @@ class GeometricNet(nn.Module):
         factor = torch.cat([(sd[:, :1] * height[:, None]).expand(-1, 3), sd[:, 1:].expand(-1, 3)], 1)
         covariance = covariance[:, :6, :6] * factor[:, :, None] * factor[:, None, :]
         # How much the road alone, without yesterday's speed, says about the length of the way.
-        misfit = road_misfit(cells.rays.flatten(2), misfits, solution.shape, along)
-        seen = along / (1 + misfit.square() * along / 4)  # a lorry where the road should be is no road
-        road = (seen[:, None] * misfits.J_along[:, :3].square()).sum((1, 2))
-        road_sd = road.clamp_min(1e-12).rsqrt()
+        way_sd = road_sd(cells.rays.flatten(2), misfits, solution.shape, along)
         sigma = cells.sigma.flatten(1)  # what the ConvLSTM makes of a cell is no measure of what is seen
         fit = _sure(sigma) / (1 + (misfits.across / (sigma * self.log_flow_sd[0].exp())).square())
         motion = torch.cat([solution.motion[:, :3] * height[:, None], solution.motion[:, 3:]], 1)
         ahead = F.normalize(solution.motion[:, :3].detach(), dim=1, eps=0.02)
-        off = F.pad(ahead * (_ROAD_ERROR * road_sd.detach() * height)[:, None], (0, 3)).clamp(-100.0, 100.0)
+        off = F.pad(ahead * (_ROAD_ERROR * way_sd.detach() * height)[:, None], (0, 3)).clamp(-100.0, 100.0)
         covariance = covariance + off[:, :, None] * off[:, None, :]
-        return Estimate(motion, covariance, solution, fit.mean(1), road_sd, trust)
+        return Estimate(motion, covariance, solution, fit.mean(1), way_sd, trust)
 
     def remember(self, memory: Memory, solution: Solution) -> Memory:
         """The state after a frame: the road as the current camera sees it, the mounting a little better known."""
@@ -575,6 +605,13 @@ def choose_cells(rays: Tensor, field: FlowField, intrinsics: Tensor, image: Tens
     best = blocks[:, 5:6].argmin(2, keepdim=True).expand(-1, 7, -1, -1, -1)
     picked = blocks.gather(2, best)[:, :, 0]
     return Cells(picked[:, :3], picked[:, 3:5], picked[:, 5], picked[:, 6])
+
+
+def road_sd(rays: Tensor, r: Residuals, shape: Tensor, along: Tensor) -> Tensor:
+    """(batch,) standard deviation of the way's length by the road alone, whose cells have weights ``along``."""
+    misfit = road_misfit(rays, r, shape, along)
+    seen = along / (1 + misfit.square() * along / 4)  # a lorry where the road should be is no road
+    return (seen[:, None] * r.J_along[:, :3].square()).sum((1, 2)).clamp_min(1e-12).rsqrt()
 
 
 def describe(cells: Cells, r: Residuals) -> Tensor:
