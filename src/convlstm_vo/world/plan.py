@@ -342,7 +342,8 @@ def make_plan(seed: int, kind: StreetKind, length_m: float, *, cross_slope: bool
     A path that crosses one of its other roads at another height, which of long ones a few do, is drawn again.
 
     Args:
-        cross_slope: roads that fall from their middle to their edges and lean into bends, in place of level ones.
+        cross_slope: roads that fall from their middle to their edges and lean into bends, in open country with
+            banks and kerbs beside them, in place of level ones.
     """
     rng, across = generator(seed, 1), generator(seed, 9) if cross_slope else None
     plan = _draw_plan(rng, kind, length_m, across)

@@ -61,7 +61,8 @@ class WorldSequence:
             (KITTI's by default), or "random". sensor: its look, or "random".
         distortion: radial, none by default (`camera` then describes the straightened image).
         traffic: other road users: the usual ones, "heavy" (`heavy_traffic`), or your own.
-        cross_slope: roads fall to their edges for the rain and lean into bends, as real ones do; else level across.
+        cross_slope: roads fall to their edges for the rain and lean into bends, as real ones do, and in open
+            country grass rises beside some; else all is level across.
         name: of the sequence ("world-SEED" by default).
 
     Attributes:

@@ -71,7 +71,7 @@ class SimulateConfig:
     traffic: TrafficKind = "usual"
     """"heavy": a lorry or a car close ahead, and a full lane beside."""
     cross_slope: bool = False
-    """Roads fall to their edges for the rain and lean into bends, as real ones do."""
+    """Roads fall to their edges for the rain and lean into bends, as real ones do; banks and kerbs beside them."""
     fps: float = 10.0
     """Frames a second."""
     depth: bool = False
