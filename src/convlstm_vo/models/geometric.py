@@ -439,8 +439,8 @@ class GeometricNet(nn.Module):
     def share_heard(self, road_sd: Tensor, priors: Priors) -> Tensor:
         """(batch, 1) by which what the road says counts, beside yesterday's speed.
 
-        A road that shows next to nothing is wrong by many times its standard deviation, and always toward what was
-        predicted: heard in full, it lets the speed creep away within a few frames. All but the vaguest count in full.
+        A road that shows next to nothing is wrong by many times its standard deviation, toward what was predicted:
+        heard in full, it lets the speed creep away within a few frames. All but the vaguest count in full.
         """
         error = (_ROAD_ERROR * road_sd.detach()).square() * priors.motion_information[:, 2]
         vague = error.square() / (1 + error.square())
