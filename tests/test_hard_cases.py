@@ -108,15 +108,18 @@ def test_without_a_road_a_search_is_not_repeated_with_each_frame(monkeypatch):
 
 @pytest.mark.parametrize("street, shows", [(FIRST_SEED + 1, True), (FIRST_SEED + 3, False)])
 def test_asphalt_that_shows_nothing_gives_no_scale(street, shows):
-    """The second street's junction has no texture but noise; a guess there is 13 to 40 % short."""
+    """The second street's junction has no texture but noise; some guesses there are more than a tenth short."""
     film = covered(street, 3).until(8)
-    tracked = show(net(), film)
+    tracked, metric = show(net(), film), []
     for k in range(1, 8):
-        assert tracked[k].metric == shows
         true, covariance = film.truth(k), tracked[k].covariance
         assert true is not None and covariance is not None
-        error = np.linalg.norm(true[:3, 3]) - np.linalg.norm(tracked[k].T_prev_curr[:3, 3])
+        way = float(np.linalg.norm(true[:3, 3]))
+        error = way - float(np.linalg.norm(tracked[k].T_prev_curr[:3, 3]))
         assert abs(error) < 8 * np.sqrt(covariance[2, 2])
+        assert abs(error) < 0.1 * way or not tracked[k].metric
+        metric.append(tracked[k].metric)
+    assert all(metric) if shows else sum(metric) <= 2
 
 
 def test_locked_means_five_good_frames():
