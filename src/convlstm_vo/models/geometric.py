@@ -46,7 +46,7 @@ _SEARCHED = (
 )
 _TAKEN_FURTHER = 3  # of these, the likeliest
 _PATIENCE = 0.1  # of `Memory.known` a frame: where a search has found no road, the next one waits for 10 frames
-_STANDING, _LEAST_AGREEMENT = 0.1, 0.9  # camera heights a frame; below it, standing is asked for again
+_STANDING, _LEAST_AGREEMENT = 0.1, 0.9  # camera heights a frame; what less than that agrees with is asked again
 _LIKE, _CONTRADICTED = 0.02, 0.1  # differences of two agreements: one that says nothing, one that says enough
 LEAST_EVIDENCE = 0.04  # of the image; a covered lens has less than 0.01, real streets 0.2 to 0.6
 LEAST_CONTRAST = 2.0  # standard deviation of an image's grey levels; an even image shows no motion
@@ -213,24 +213,29 @@ class GeometricNet(nn.Module):
         # Houses and clouds alone fit many a speed: a motion under which no road is seen may be a wrong one.
         no_road = (found[0].road_sd > LEAST_ROAD) & (memory.known > 1 - _PATIENCE / 2)
         weak = (memory.known == 0) | (found[0].evidence < LEAST_EVIDENCE) | no_road
-        # A lorry ahead and cars beside that go as we do look as if we stood, and the houses went.
-        stands = (found[0].solution.motion[:, :3].norm(dim=1) < _STANDING) & (memory.known > 1 - _PATIENCE / 2)
-        if bool(stands.any()):
-            stands = stands & (self.agreement(cells, found[0]) < _LEAST_AGREEMENT)
-            weak = weak | stands
+        # A lorry ahead and cars beside that go as we do look as if we stood, and the houses went; and a road that
+        # shows next to nothing does not say what is wrong.
+        stands = found[0].solution.motion[:, :3].norm(dim=1) < _STANDING
+        doubtful = (stands | ~found[0].metric) & (memory.known > 1 - _PATIENCE / 2)
+        if bool(doubtful.any()):
+            doubtful = doubtful & (self.agreement(cells, found[0]) < _LEAST_AGREEMENT)
+            weak = weak | doubtful
         weak = weak & view.shows_something()  # under a covered lens there is nothing to search
         if bool(weak.any()):
             again = dataclasses.replace(memory, motion=self.search(view, memory))
             there = self.look(view, again)
             other = self.conclude(there, again, hidden)
-            better = self.plausibility(there, other[0]) > self.plausibility(cells, found[0])
-            # On blank asphalt what moves with us is all that looks like a road; what stands knows better.
+            more = self.plausibility(there, other[0]) > self.plausibility(cells, found[0])
             gained = self.agreement(there, other[0]) - self.agreement(cells, found[0])
-            better, contradicted = better & (gained > -_LIKE), gained > _CONTRADICTED
-            # A known motion is given up only for one that brings the road back: clouds alone prefer to stand still.
-            better = (memory.known == 0) | (better & ((other[0].road_sd < LEAST_ROAD) | contradicted))
+            # A known motion is given up only for one that brings the road back, or with which much more of all that
+            # stands agrees: clouds alone prefer to stand still, and on blank asphalt what moves with us looks most
+            # like a road.
+            clear = found[0].evidence < LEAST_EVIDENCE
+            clear = clear | torch.where(doubtful, gained > _LIKE, other[0].road_sd < 0.5 * found[0].road_sd)
+            clear = (clear & (gained > -_LIKE) & (other[0].road_sd < LEAST_ROAD)) | (gained > _CONTRADICTED)
+            better = (memory.known == 0) | (more & clear)
             found = _select(weak & better, other, found)
-            rests = weak & (stands | (found[0].road_sd > LEAST_ROAD))
+            rests = weak & (doubtful | (found[0].road_sd > LEAST_ROAD))
             found[1][-1][:, 0] = torch.where(rests, _PATIENCE, found[1][-1][:, 0])
         estimate, state = found
         lost = estimate.evidence < LEAST_EVIDENCE
