@@ -17,7 +17,7 @@ from convlstm_vo.geometry.camera import Camera
 from convlstm_vo.geometry.trajectory import Trajectory
 from convlstm_vo.models.checkpoint import build, load_checkpoint
 from convlstm_vo.models.config import ModelError, preset
-from convlstm_vo.models.geometric import Cells, GeometricNet, Memory
+from convlstm_vo.models.geometric import Cells, GeometricNet, Memory, implausible_share
 from convlstm_vo.models.solver import residuals
 from convlstm_vo.odometer import OdometryError, VisualOdometry, estimate_trajectory, working_size
 from convlstm_vo.sequences.base import Frame
@@ -113,6 +113,18 @@ def test_no_flow_where_the_road_must_flow_is_no_road():
     cells = Cells(up, up[:, :2].contiguous(), torch.full((1, 1, 3), 5e-4), torch.ones(1, 1, 3))
     r = residuals(up.flatten(2), cells.seen.flatten(2), motion, slopes)
     assert NET.moves_with_us(cells, r)[0].tolist() == [False] * 3
+
+
+def test_what_creeps_may_stop_and_what_drives_may_not():
+    assert isinstance(NET, GeometricNet)
+    packed = torch.zeros(4, Memory.SIZE)
+    packed[:, 3] = torch.tensor([0.0, 0.2, 0.6, 2.0])  # z, camera heights a frame
+    fresh = Memory.unpack(packed)
+    assert (implausible_share(NET.priors(fresh)) < 0).all()
+    known = dataclasses.replace(fresh, known=torch.ones(4), variance=torch.eye(5).expand(4, 5, 5) * 1e-4)
+    share = implausible_share(NET.priors(known))[:, 0].detach()
+    assert share[0] < 0 and share[1] < 0
+    assert 0.2 < share[2] <= 0.4 and float(share[3]) == pytest.approx(0.4)
 
 
 def test_a_vague_road_is_not_heard_against_yesterdays_speed():

@@ -51,7 +51,10 @@ _LIKE, _CONTRADICTED = 0.02, 0.1  # differences of two agreements: one that says
 LEAST_EVIDENCE = 0.04  # of the image; a covered lens has less than 0.01, real streets 0.2 to 0.6
 LEAST_CONTRAST = 2.0  # standard deviation of an image's grey levels; an even image shows no motion
 _NEAR = 0.08  # slope under the horizon of the road that a search looks at: within 12 camera heights
-_BEHIND_ROAD, _PLAIN = 0.4, 3.0  # inverse depth, of the road's; the road's flow in standard deviations, to tell
+# Of the way that is expected, what is too short whatever happens (frames may be left out), and so many standard
+# deviations of its change.
+_LEAST_SHARE, _STOPPED = 0.4, 3.0
+_BEHIND_ROAD, _PLAIN = 0.3, 3.0  # inverse depth, of the road's; the road's flow in standard deviations, to tell
 _CLEAR_AHEAD, _CLEAR_ASIDE = 3.0, 0.5  # camera heights around the camera in which nothing stands but the road
 LEAST_ROAD = 0.006  # standard deviation of the way by the road alone, camera heights; streets have 0.0002 to 0.004
 # Asphalt that shows next to nothing: cells there err alike, toward what was predicted, and their number is no help.
@@ -356,7 +359,8 @@ class GeometricNet(nn.Module):
         priors = self.priors(memory)
         start = (memory.motion, priors.slopes, priors.shape)
         with torch.no_grad():
-            open_road = ~self.moves_with_us(cells, residuals(rays, seen, memory.motion, priors.slopes))
+            r = residuals(rays, seen, memory.motion, priors.slopes)
+            open_road = ~self.moves_with_us(cells, r, implausible_share(priors))
             across, along = self.trusted_weights(cells, memory)
             weights = self.shared(across, along * open_road)
             first, misfits = solve(rays, seen, *weights, priors, start, steps=3)
@@ -428,7 +432,7 @@ class GeometricNet(nn.Module):
             across, along = across * factor[:, 0], along * factor[:, 1]
         return across, along
 
-    def moves_with_us(self, cells: Cells, r: Residuals) -> Tensor:
+    def moves_with_us(self, cells: Cells, r: Residuals, share: Tensor | float = _BEHIND_ROAD) -> Tensor:
         """(batch, cells) whether a cell shows so much less flow than the road would there that it stands behind the
         road, if it stands at all. So it is a car ahead, or its shadow: no road, however well it is seen.
 
@@ -436,10 +440,10 @@ class GeometricNet(nn.Module):
         blank asphalt a few of them outweigh the road.
 
         Args:
-            r: at the motion that is expected.
+            r: at the motion that is expected. share: (batch, 1), of the road's flow, that is too little for it.
         """
         along = self.log_flow_sd[1].exp() * cells.sigma.flatten(1)
-        return (r.inverse_depth < _BEHIND_ROAD * r.road) & (r.parallax * r.road > _PLAIN * along)
+        return (r.inverse_depth < share * r.road) & (r.parallax * r.road > _PLAIN * along)
 
     def share_heard(self, road_sd: Tensor, priors: Priors) -> Tensor:
         """(batch, 1) by which what the road says counts, beside yesterday's speed.
@@ -610,6 +614,16 @@ def choose_cells(rays: Tensor, field: FlowField, intrinsics: Tensor, image: Tens
     best = blocks[:, 5:6].argmin(2, keepdim=True).expand(-1, 7, -1, -1, -1)
     picked = blocks.gather(2, best)[:, :, 0]
     return Cells(picked[:, :3], picked[:, 3:5], picked[:, 5], picked[:, 6])
+
+
+def implausible_share(priors: Priors) -> Tensor:
+    """(batch, 1) share of the expected way that would be too short for it, less than `_LEAST_SHARE`.
+
+    From one frame to the next a car that stands may pass for one that creeps, and one that creeps may stop.
+    """
+    way = priors.motion[:, :3].norm(dim=1)
+    sd = priors.motion_information[:, 2].rsqrt()
+    return (1 - _STOPPED * sd / way.clamp_min(1e-6)).clamp_max(_LEAST_SHARE)[:, None]
 
 
 def road_sd(rays: Tensor, r: Residuals, shape: Tensor, along: Tensor) -> Tensor:
