@@ -238,7 +238,7 @@ class GeometricNet(nn.Module):
             clear = (clear & (gained > -_LIKE) & (other[0].road_sd < LEAST_ROAD)) | (gained > _CONTRADICTED)
             better = (memory.known == 0) | (more & clear)
             found = _select(weak & better, other, found)
-            rests = weak & (doubtful | (found[0].road_sd > LEAST_ROAD))
+            rests = weak & (doubtful | ~found[0].metric)
             found[1][-1][:, 0] = torch.where(rests, _PATIENCE, found[1][-1][:, 0])
         estimate, state = found
         lost = estimate.evidence < LEAST_EVIDENCE
@@ -370,7 +370,7 @@ class GeometricNet(nn.Module):
         trust = trust.float().clamp(-8.0, 5.0)
         across, along = self.trusted_weights(cells, memory, trust)
         weights = self.shared(across, along * open_road)
-        heard = weights[1] * self.share_heard(road_sd(rays, misfits, first.shape, weights[1]), priors)
+        heard = weights[1] * self.share_heard(road_sd(rays, misfits, first.shape, weights[1]), priors, memory)
         at = (first.motion, first.slopes, first.shape)
         second, misfits = solve(rays, seen, weights[0], heard, priors, at, steps=3)
         estimate = self.estimate(cells, second, misfits, across, weights[1], memory, trust, whole)
@@ -445,13 +445,14 @@ class GeometricNet(nn.Module):
         along = self.log_flow_sd[1].exp() * cells.sigma.flatten(1)
         return (r.inverse_depth < share * r.road) & (r.parallax * r.road > _PLAIN * along)
 
-    def share_heard(self, road_sd: Tensor, priors: Priors) -> Tensor:
+    def share_heard(self, road_sd: Tensor, priors: Priors, memory: Memory) -> Tensor:
         """(batch, 1) by which what the road says counts, beside yesterday's speed.
 
         A road that shows next to nothing is wrong by many times its standard deviation, toward what was predicted:
-        heard in full, it lets the speed creep away within a few frames. All but the vaguest count in full.
+        heard in full, it lets the speed creep away within a few frames. All but the vaguest count in full, and so do
+        all where yesterday's speed is itself a guess of a search (`Memory.known`).
         """
-        error = (_ROAD_ERROR * road_sd.detach()).square() * priors.motion_information[:, 2]
+        error = (_ROAD_ERROR * road_sd.detach() * memory.known).square() * priors.motion_information[:, 2]
         vague = error.square() / (1 + error.square())
         return (1 / (1 + _ROAD_ERROR**2 * vague))[:, None]
 
