@@ -449,10 +449,10 @@ class GeometricNet(nn.Module):
         """(batch, 1) by which what the road says counts, beside yesterday's speed.
 
         A road that shows next to nothing is wrong by many times its standard deviation, toward what was predicted:
-        heard in full, it lets the speed creep away within a few frames. All but the vaguest count in full, and so do
-        all where yesterday's speed is itself a guess of a search (`Memory.known`).
+        heard in full, it lets the speed creep away within a few frames. All but the vaguest count in full, and each
+        the more, the more yesterday's speed is a guess of a search (`Memory.known`).
         """
-        error = (_ROAD_ERROR * road_sd.detach() * memory.known).square() * priors.motion_information[:, 2]
+        error = (_ROAD_ERROR * road_sd.detach()).square() * memory.known * priors.motion_information[:, 2]
         vague = error.square() / (1 + error.square())
         return (1 / (1 + _ROAD_ERROR**2 * vague))[:, None]
 
