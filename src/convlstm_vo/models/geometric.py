@@ -450,9 +450,10 @@ class GeometricNet(nn.Module):
 
         A road that shows next to nothing is wrong by many times its standard deviation, toward what was predicted:
         heard in full, it lets the speed creep away within a few frames. All but the vaguest count in full, and each
-        the more, the more yesterday's speed is a guess of a search (`Memory.known`).
+        a little more where yesterday's speed is a guess of a search (`Memory.known`).
         """
-        error = (_ROAD_ERROR * road_sd.detach()).square() * memory.known * priors.motion_information[:, 2]
+        error = (_ROAD_ERROR * road_sd.detach()).square() * priors.motion_information[:, 2]
+        error = error * (0.7 + 0.3 * memory.known)
         vague = error.square() / (1 + error.square())
         return (1 / (1 + _ROAD_ERROR**2 * vague))[:, None]
 
