@@ -147,11 +147,10 @@ class Line:
         )
         sine, cosine = sincos(psi)
         if self.section is not None:
-            x_ = self.section
-            lean, crown, bank = (
-                float(v[i] + share * (v[i + 1] - v[i])) for v in (x_.lean, x_.crown, x_.banks[int(d > x_.middle_m)])
-            )
-            y += x_.drop(lean, crown, bank, d)
+            section = self.section
+            across = section.lean, section.crown, section.banks[int(d > section.middle_m)]
+            lean, crown, bank = (float(v[i] + share * (v[i + 1] - v[i])) for v in across)
+            y += section.drop(lean, crown, bank, d)
         return x + d * cosine, y, z - d * sine, psi
 
 

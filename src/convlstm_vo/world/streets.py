@@ -133,23 +133,18 @@ def _bands(rng: np.random.Generator, kind: StreetKind, leg: Leg, walk: float, ro
 def _verge_bands(section: Section, hw: float, soil: float, green: float) -> list[Band]:
     """Beside a road with a cross slope: kerb or soil, then grass over the bank (whose rise is the section's)."""
     bands: list[Band] = []
-    for side, kerb in zip((-1.0, 1.0), section.kerbs_m, strict=True):
-        edges = [0.0, 0.2, *(at for at, _ in BANK_PROFILE[1:])]
+    for side, kerb in zip((-1, 1), section.kerbs_m, strict=True):
+        edges = [0.0, *(at for at, _ in BANK_PROFILE)]
         heights = [kerb, kerb, *(kerb * (1 - at / 7.5) - 0.05 * at / 7.5 for at in edges[2:])]
-        parts = [
-            (a, b, up, on, "verge", green)
-            for a, b, up, on in zip(edges, edges[1:], heights, heights[1:], strict=False)
-        ]
-        parts[0] = (*parts[0][:4], *(("kerb", 1.5 * soil) if kerb else ("soil", soil)))
-        if kerb:
-            parts.insert(0, (0.0, 0.0, 0.0, kerb, "kerb", soil))
-        else:
-            parts[1] = (*parts[1][:4], "soil", soil)
-        for a, b, up, on, material, albedo in parts:
-            left = side < 0
-            bands.append(
-                (-hw - b, -hw - a, on, up, material, albedo) if left else (hw + a, hw + b, up, on, material, albedo)
-            )
+        first = [("kerb", 1.5 * soil)] if kerb else [("soil", soil)] * 2
+        materials = first + [("verge", green)] * (len(edges) - 1 - len(first))
+        if kerb:  # its upright side
+            edges, heights, materials = [0.0, *edges], [0.0, *heights], [("kerb", soil), *materials]
+        for i, (material, albedo) in enumerate(materials):
+            (a, up), (b, on) = (edges[i], heights[i]), (edges[i + 1], heights[i + 1])
+            if side < 0:  # bands run from left to right
+                (a, up), (b, on) = (-b, on), (-a, up)
+            bands.append((side * hw + a, side * hw + b, up, on, material, albedo))
     return bands
 
 
