@@ -32,6 +32,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -291,11 +292,12 @@ def held_streets(count: int, frames: int) -> list[Sequence]:
 
 
 def end_point_errors(
-    ends: dict[str, FrontEnd], pairs: list[Pair], milliseconds: dict[str, list[float]], what: str
-) -> dict[str, dict[str, float]]:
+    ends: dict[str, FrontEnd], pairs: list[Pair], milliseconds: dict[str, list[float]], what: str, count: int
+) -> dict[str, dict[str, Any]]:
     """Mean and median error in pixels on the road and off it, and the same of error over scale, by front end.
 
-    Front ends take turns at each pair, and CPU time is counted: other jobs on the machine hit all of them alike.
+    Also the median off the road of each street, of which there are ``count`` pairs. Front ends take turns at each
+    pair, and CPU time is counted: other jobs on the machine hit all of them alike.
     """
     names = ("road", "off", "smooth", "scaled")
     parts: dict[str, dict[str, list[Tensor]]] = {name: {part: [] for part in names} for name in ends}
@@ -313,7 +315,16 @@ def end_point_errors(
                 parts[name]["smooth"].append(error[smooth])
                 parts[name]["scaled"].append((error * (-field.log_scale[:, 0]).exp())[pair.known])
             advance(1)
-    return {name: statistics({part: torch.cat(v) for part, v in of.items()}) for name, of in parts.items()}
+    return {
+        name: statistics({part: torch.cat(v) for part, v in of.items()}) | {"off_by_street": by_street(of, count)}
+        for name, of in parts.items()
+    }
+
+
+def by_street(errors: dict[str, list[Tensor]], count: int) -> list[float]:
+    """Median error off the road of each street, of its ``count`` pairs."""
+    off = errors["off"]
+    return [torch.cat(off[k : k + count]).median().item() for k in range(0, len(off), count)]
 
 
 def variation(flow: Tensor) -> Tensor:
@@ -372,7 +383,10 @@ def main() -> None:
     with torch.inference_mode():
         ends = front_ends(net, random_pairs(FIRST_TRAINING, options.training, options.pairs))
         milliseconds: dict[str, list[float]] = {name: [] for name in ends}
-        errors = {key: end_point_errors(ends, pairs, milliseconds, f"Flow, {key}") for key, pairs in sets.items()}
+        errors = {
+            key: end_point_errors(ends, pairs, milliseconds, f"Flow, {key}", options.pairs)
+            for key, pairs in sets.items()
+        }
         results: dict[str, dict] = {}
         for name, end in ends.items():
             rows = whole(FrontEndNet(net, end), [*clips, *drives], f"Drives, {name}")
@@ -388,6 +402,10 @@ def main() -> None:
     print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
     for name, result in results.items():
         print(line(name, result))
+    guided, learned = (np.array(results[k]["streets"]["off_by_street"]) for k in ("plane-guided DIS", "learned"))
+    share = learned / guided
+    print(f"off the road, street by street: learned / guided DIS {np.nanmedian(share):.2f} (median), "
+          f"{np.nanmin(share):.2f} to {np.nanmax(share):.2f}")  # fmt: skip
     if options.json:
         options.json.write_text(json.dumps(results, indent=2) + "\n")
 

@@ -76,6 +76,11 @@ def test_locks(case, shots):
     check(CASES[case](streets(case, 1)[0]).until(shots), false_alarms=2 * (case in FAST))
 
 
+def test_the_next_mark_of_the_road_does_not_pass_for_driving_backwards():
+    """Boxed in by lorries, there is little but a dashed line; each taken for the next one ahead, they fit too."""
+    check(CASES["behind a lorry on a motorway, 90 km/h"](FIRST_SEED).until(7))
+
+
 def test_stands_and_drives_off():
     outcome = check(standing_start(FIRST_SEED, after_s=0.5).until(20))
     assert outcome.drift_m is not None and outcome.drift_m < 0.05

@@ -47,6 +47,7 @@ _SEARCHED = (
 _TAKEN_FURTHER = 3  # of these, the likeliest
 _PATIENCE = 0.1  # of `Memory.known` a frame: where a search has found no road, the next one waits for 10 frames
 _STANDING, _LEAST_AGREEMENT = 0.1, 0.9  # camera heights a frame; what less than that agrees with is asked again
+_BACKWARDS = 0.5  # by which a search believes less that the camera, of which nothing is known, moves backwards
 _LIKE, _CONTRADICTED = 0.02, 0.1  # differences of two agreements: one that says nothing, one that says enough
 LEAST_EVIDENCE = 0.04  # of the image; a covered lens has less than 0.01, real streets 0.2 to 0.6
 LEAST_CONTRAST = 2.0  # standard deviation of an image's grey levels; an even image shows no motion
@@ -272,6 +273,9 @@ class GeometricNet(nn.Module):
             motion, score, metric = self._from(before, view, memory)
             crept = (motion - before)[:, :3].norm(dim=1) / (0.03 + 0.05 * motion[:, :3].norm(dim=1))
             score = score / (1 + crept.square())
+            # Where a lorry hides all but its marks, the road fits that too: each mark on the next one ahead.
+            backwards = (motion[:, 2] < -_STANDING) & (memory.motion[:, 2] >= -_STANDING)
+            score = torch.where(backwards, _BACKWARDS * score, score)
             # Where the road shows little, each round says a little less than the one before.
             chosen = torch.where(metric[:, None], motion, first)
             best = torch.where((score > most)[:, None], chosen, best)
