@@ -214,37 +214,55 @@ class GeometricNet(nn.Module):
         view = View(pair[:, 0].float(), pair[:, 1].float(), intrinsics.float())
         cells = self.look(view, memory)
         found = self.conclude(cells, memory, hidden)
-        # Houses and clouds alone fit many a speed: a motion under which no road is seen may be a wrong one.
-        no_road = (found[0].road_sd > LEAST_ROAD) & (memory.known > 1 - _PATIENCE / 2)
-        weak = (memory.known == 0) | (found[0].evidence < LEAST_EVIDENCE) | no_road
-        # A lorry ahead and cars beside that go as we do look as if we stood, and the houses went; and a road that
-        # shows next to nothing does not say what is wrong.
-        stands = found[0].solution.motion[:, :3].norm(dim=1) < _STANDING
-        doubtful = (stands | ~found[0].metric) & (memory.known > 1 - _PATIENCE / 2)
-        if bool(doubtful.any()):
-            doubtful = doubtful & (self.agreement(cells, found[0]) < _LEAST_AGREEMENT)
-            weak = weak | doubtful
+        weak, doubtful = self._weak(cells, found[0], memory)
         weak = weak & view.shows_something()  # under a covered lens there is nothing to search
         if bool(weak.any()):
-            again = dataclasses.replace(memory, motion=self.search(view, memory))
-            there = self.look(view, again)
-            other = self.conclude(there, again, hidden)
-            more = self.plausibility(there, other[0]) > self.plausibility(cells, found[0])
-            gained = self.agreement(there, other[0]) - self.agreement(cells, found[0])
-            # A known motion is given up only for one that brings the road back, or with which much more of all that
-            # stands agrees: clouds alone prefer to stand still, and on blank asphalt what moves with us looks most
-            # like a road.
-            clear = found[0].evidence < LEAST_EVIDENCE
-            clear = clear | torch.where(doubtful, gained > _LIKE, other[0].road_sd < 0.5 * found[0].road_sd)
-            clear = (clear & (gained > -_LIKE) & (other[0].road_sd < LEAST_ROAD)) | (gained > _CONTRADICTED)
-            better = (memory.known == 0) | (more & clear)
-            found = _select(weak & better, other, found)
-            rests = weak & (doubtful | ~found[0].metric)
-            found[1][-1][:, 0] = torch.where(rests, _PATIENCE, found[1][-1][:, 0])
+            found = self._asked_again(weak, doubtful, view, cells, found, memory, hidden)
         estimate, state = found
         lost = estimate.evidence < LEAST_EVIDENCE
         if bool(lost.any()):
             estimate, state = self._dead_reckoning(lost, estimate, state, memory)
+        return estimate, state
+
+    def _weak(self, cells: Cells, estimate: Estimate, memory: Memory) -> tuple[Tensor, Tensor]:
+        """Which motions, (batch,), call for a search; and which of them because too little agrees with them."""
+        settled = memory.known > 1 - _PATIENCE / 2
+        # Houses and clouds alone fit many a speed: a motion under which no road is seen may be a wrong one.
+        no_road = (estimate.road_sd > LEAST_ROAD) & settled
+        # A lorry ahead and cars beside that go as we do look as if we stood, and the houses went; and a road that
+        # shows next to nothing does not say what is wrong.
+        stands = estimate.solution.motion[:, :3].norm(dim=1) < _STANDING
+        doubtful = (stands | ~estimate.metric) & settled
+        if bool(doubtful.any()):
+            doubtful = doubtful & (self.agreement(cells, estimate) < _LEAST_AGREEMENT)
+        return (memory.known == 0) | (estimate.evidence < LEAST_EVIDENCE) | no_road | doubtful, doubtful
+
+    def _asked_again(
+        self,
+        weak: Tensor,
+        doubtful: Tensor,
+        view: View,
+        cells: Cells,
+        found: tuple[Estimate, State],
+        memory: Memory,
+        hidden: State | None,
+    ) -> tuple[Estimate, State]:
+        """What was found, or where that is weak and a search finds better, the latter."""
+        again = dataclasses.replace(memory, motion=self.search(view, memory))
+        there = self.look(view, again)
+        other = self.conclude(there, again, hidden)
+        more = self.plausibility(there, other[0]) > self.plausibility(cells, found[0])
+        gained = self.agreement(there, other[0]) - self.agreement(cells, found[0])
+        # A known motion is given up only for one that brings the road back, or with which much more of all that
+        # stands agrees: clouds alone prefer to stand still, and on blank asphalt what moves with us looks most like
+        # a road.
+        clear = found[0].evidence < LEAST_EVIDENCE
+        clear = clear | torch.where(doubtful, gained > _LIKE, other[0].road_sd < 0.5 * found[0].road_sd)
+        clear = (clear & (gained > -_LIKE) & (other[0].road_sd < LEAST_ROAD)) | (gained > _CONTRADICTED)
+        better = (memory.known == 0) | (more & clear)
+        estimate, state = _select(weak & better, other, found)
+        rests = weak & (doubtful | ~estimate.metric)
+        state[-1][:, 0] = torch.where(rests, _PATIENCE, state[-1][:, 0])
         return estimate, state
 
     def look(self, view: View, memory: Memory) -> Cells:
