@@ -115,6 +115,46 @@ def test_no_flow_where_the_road_must_flow_is_no_road():
     assert NET.moves_with_us(cells, r)[0].tolist() == [False] * 3
 
 
+def test_above_what_is_no_road_nothing_is_asked_unless_all_would_be():
+    """Four columns of cells, five above the horizon and four below: on two of them a lorry, which goes along."""
+    assert isinstance(NET, GeometricNet)
+    ys = torch.linspace(-0.4, 0.4, 9)
+    x, y = torch.meshgrid(torch.tensor([-0.3, -0.1, 0.1, 0.3]), ys, indexing="xy")
+    rays = torch.stack([x, y, torch.ones_like(x)])[None]
+    packed = torch.zeros(1, Memory.SIZE)
+    packed[:, 3] = 1.0
+    memory = dataclasses.replace(
+        Memory.unpack(packed), known=torch.ones(1), variance=torch.eye(5).expand(1, 5, 5) * 1e-4
+    )
+    depth = 1 / y.clamp_min(0.05)
+    seen = torch.stack([x, y]) * depth / (depth - 1.0)
+    lorry_back = torch.tensor([False, True, True, False])[None].expand(9, 4)
+
+    def asked(moves: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        flow = torch.where(moves, rays[:, :2], seen[None])
+        cells = Cells(rays, flow, torch.full((1, 9, 4), 5e-4), torch.ones(1, 9, 4))
+        road, stand = NET.open_road(cells, memory, NET.priors(memory))
+        return road.unflatten(1, (9, 4))[0], stand.unflatten(1, (9, 4))[0]
+
+    road, stand = asked(lorry_back)
+    assert (road == ~(lorry_back & (y > 0.05))).all()
+    assert (stand[:7] == ~lorry_back[:7]).all() and stand[8].all()  # of one cell alone nothing is concluded
+    road, stand = asked(torch.ones_like(lorry_back))
+    assert stand.all() and not road[y > 0.05].any()  # then it is we who stand
+
+
+def test_round_a_bend_between_lorries_the_car_turns():
+    """They turn with us: that they do not move says nothing of whether we do, however large they are."""
+    sequence = WorldSequence(5_000_003, frames=120, kind="motorway", traffic="heavy", camera=CAMERA)
+    odometer, off = VisualOdometry(NET, CAMERA), []
+    for k in range(40, 96):
+        found = odometer.track(sequence[k]).T_prev_curr
+        if k > 80:
+            true = se3.relative(*sequence.trajectory.T_world_camera[k - 1 : k + 1])
+            off.append(np.degrees(se3.rotation_angle(true[:3, :3].T @ found[:3, :3])))
+    assert np.mean(off) < 0.1
+
+
 def test_what_creeps_may_stop_and_what_drives_may_not():
     assert isinstance(NET, GeometricNet)
     packed = torch.zeros(4, Memory.SIZE)

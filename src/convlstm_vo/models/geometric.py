@@ -49,6 +49,8 @@ _PATIENCE = 0.1  # of `Memory.known` a frame: where a search has found no road, 
 _STANDING, _LEAST_AGREEMENT = 0.1, 0.9  # camera heights a frame; what less than that agrees with is asked again
 _BACKWARDS = 0.5  # by which a search believes less that the camera, of which nothing is known, moves backwards
 _LIKE, _CONTRADICTED = 0.02, 0.1  # differences of two agreements: one that says nothing, one that says enough
+_SEEN_ON_ROAD = 2  # cells of a column that move with us, for all above them to do so
+_LEAST_LEFT = 0.3  # of all that is sure: what of it has to be left to stand
 LEAST_EVIDENCE = 0.04  # of the image; a covered lens has less than 0.01, real streets 0.2 to 0.6
 LEAST_CONTRAST = 2.0  # standard deviation of an image's grey levels; an even image shows no motion
 _NEAR = 0.08  # slope under the horizon of the road that a search looks at: within 12 camera heights
@@ -234,7 +236,8 @@ class GeometricNet(nn.Module):
         stands = estimate.solution.motion[:, :3].norm(dim=1) < _STANDING
         doubtful = (stands | ~estimate.metric) & settled
         if bool(doubtful.any()):
-            doubtful = doubtful & (self.agreement(cells, estimate) < _LEAST_AGREEMENT)
+            _, stand = self.open_road(cells, memory, self.priors(memory))
+            doubtful = doubtful & (self.agreement(cells, estimate, stand) < _LEAST_AGREEMENT)
         return (memory.known == 0) | (estimate.evidence < LEAST_EVIDENCE) | no_road | doubtful, doubtful
 
     def _asked_again(
@@ -251,14 +254,19 @@ class GeometricNet(nn.Module):
         again = dataclasses.replace(memory, motion=self.search(view, memory))
         there = self.look(view, again)
         other = self.conclude(there, again, hidden)
-        more = self.plausibility(there, other[0]) > self.plausibility(cells, found[0])
-        gained = self.agreement(there, other[0]) - self.agreement(cells, found[0])
+        _, stand = self.open_road(cells, memory, self.priors(memory))
+        more = self.plausibility(there, other[0], stand) > self.plausibility(cells, found[0], stand)
+        gained = self.agreement(there, other[0], stand) - self.agreement(cells, found[0], stand)
         # A known motion is given up only for one that brings the road back, or with which much more of all that
         # stands agrees: clouds alone prefer to stand still, and on blank asphalt what moves with us looks most like
-        # a road.
-        clear = found[0].evidence < LEAST_EVIDENCE
-        clear = clear | torch.where(doubtful, gained > _LIKE, other[0].road_sd < 0.5 * found[0].road_sd)
-        clear = (clear & (gained > -_LIKE) & (other[0].road_sd < LEAST_ROAD)) | (gained > _CONTRADICTED)
+        # a road. And since that always agrees with a slower motion, this alone is no reason to take one.
+        way, other_way = (e.solution.motion[:, :3].norm(dim=1) for e in (found[0], other[0]))
+        faster = other_way > _LEAST_SHARE * way
+        clear = (found[0].evidence < LEAST_EVIDENCE) | torch.where(
+            doubtful & faster, gained > _LIKE, other[0].road_sd < 0.5 * found[0].road_sd
+        )
+        clear = clear & (gained > -_LIKE) & (other[0].road_sd < LEAST_ROAD)
+        clear = clear | (faster & (gained > _CONTRADICTED))
         better = (memory.known == 0) | (more & clear)
         estimate, state = _select(weak & better, other, found)
         rests = weak & (doubtful | ~estimate.metric)
@@ -308,7 +316,7 @@ class GeometricNet(nn.Module):
         estimate, _ = self.conclude(cells, fresh, None)
         return estimate.solution.motion, self.plausibility(cells, estimate), estimate.metric
 
-    def plausibility(self, cells: Cells, estimate: Estimate) -> Tensor:
+    def plausibility(self, cells: Cells, estimate: Estimate, among: Tensor | float = 1.0) -> Tensor:
         """By which a search compares motions, (batch,): the share of what is in sight that fits across, times the
         root of the share of the road ahead that fits along, times the eighth power of `agreement`.
 
@@ -329,13 +337,17 @@ class GeometricNet(nn.Module):
             (ahead & in_sight & ~self.moves_with_us(cells, r)).sum(1), 0.15 * ahead.sum(1)
         ).clamp_min(1.0)
         fits = fit.mean(1) / in_sight.float().mean(1).clamp_min(0.1)
-        return fits * _agreeing(fit, sure) ** 8 * (on_road / open_road).sqrt()
+        return fits * _agreeing(fit * among, sure * among) ** 8 * (on_road / open_road).sqrt()
 
-    def agreement(self, cells: Cells, estimate: Estimate) -> Tensor:
+    def agreement(self, cells: Cells, estimate: Estimate, among: Tensor | float = 1.0) -> Tensor:
         """(batch,) the share of what is measured surely that fits across: what does not moves by itself, or the
-        motion is another one."""
+        motion is another one.
+
+        Args:
+            among: (batch, cells) 1 for cells that are asked.
+        """
         _, _, sure, fit = self._fit_across(cells, estimate)
-        return _agreeing(fit, sure)
+        return _agreeing(fit * among, sure * among)
 
     def _fit_across(self, cells: Cells, estimate: Estimate) -> tuple[Residuals, Tensor, Tensor, Tensor]:
         """Residuals of all cells, (batch, cells) sigma, how sure each is, and how far it fits across, of that.
@@ -381,17 +393,16 @@ class GeometricNet(nn.Module):
         priors = self.priors(memory)
         start = (memory.motion, priors.slopes, priors.shape)
         with torch.no_grad():
-            r = residuals(rays, seen, memory.motion, priors.slopes)
-            open_road = ~self.moves_with_us(cells, r, implausible_share(priors))
+            open_road, stands = self.open_road(cells, memory, priors)
             across, along = self.trusted_weights(cells, memory)
-            weights = self.shared(across, along * open_road)
+            weights = self.shared(across * stands, along * open_road)
             first, misfits = solve(rays, seen, *weights, priors, start, steps=3)
             features = describe(cells, misfits)
         with self.half_precision(features):
             trust, whole, hidden = self.weigher(features, hidden)
         trust = trust.float().clamp(-8.0, 5.0)
         across, along = self.trusted_weights(cells, memory, trust)
-        weights = self.shared(across, along * open_road)
+        weights = self.shared(across * stands, along * open_road)
         heard = weights[1] * self.share_heard(road_sd(rays, misfits, first.shape, weights[1]), priors, memory)
         at = (first.motion, first.slopes, first.shape)
         second, misfits = solve(rays, seen, weights[0], heard, priors, at, steps=3)
@@ -466,6 +477,21 @@ class GeometricNet(nn.Module):
         """
         along = self.log_flow_sd[1].exp() * cells.sigma.flatten(1)
         return (r.inverse_depth < share * r.road) & (r.parallax * r.road > _PLAIN * along)
+
+    def open_road(self, cells: Cells, memory: Memory, priors: Priors) -> tuple[Tensor, Tensor]:
+        """(batch, cells) what may be road, by `moves_with_us` if we cannot have braked so hard; and what may stand.
+
+        Where a lorry is before the road, all above is the lorry too, or hidden by it: before the sky it shows no
+        flow either, as houses far off would, and round a bend it would say that we do not turn. If next to nothing
+        is left by that, it is the motion that is wrong.
+        """
+        r = residuals(cells.rays.flatten(2), cells.seen.flatten(2), memory.motion, priors.slopes)
+        with_us = self.moves_with_us(cells, r, implausible_share(priors))
+        below = with_us.unflatten(1, cells.sigma.shape[-2:]).flip(1).cumsum(1).flip(1).flatten(1)
+        stands = below < _SEEN_ON_ROAD
+        sure = _sure(cells.sigma.flatten(1))
+        left = (sure * stands).sum(1, True) / sure.sum(1, True).clamp_min(1e-6)
+        return ~with_us, stands | (left < _LEAST_LEFT)
 
     def share_heard(self, road_sd: Tensor, priors: Priors, memory: Memory) -> Tensor:
         """(batch, 1) by which what the road says counts, beside yesterday's speed.
