@@ -261,12 +261,12 @@ class GeometricNet(nn.Module):
         # stands agrees: clouds alone prefer to stand still, and on blank asphalt what moves with us looks most like
         # a road. And since that always agrees with a slower motion, this alone is no reason to take one.
         way, other_way = (e.solution.motion[:, :3].norm(dim=1) for e in (found[0], other[0]))
-        faster = other_way > _LEAST_SHARE * way
+        not_slower = other_way > _LEAST_SHARE * way
         clear = (found[0].evidence < LEAST_EVIDENCE) | torch.where(
-            doubtful & faster, gained > _LIKE, other[0].road_sd < 0.5 * found[0].road_sd
+            doubtful & not_slower, gained > _LIKE, other[0].road_sd < 0.5 * found[0].road_sd
         )
         clear = clear & (gained > -_LIKE) & (other[0].road_sd < LEAST_ROAD)
-        clear = clear | (faster & (gained > _CONTRADICTED))
+        clear = clear | (not_slower & (gained > _CONTRADICTED))
         better = (memory.known == 0) | (more & clear)
         estimate, state = _select(weak & better, other, found)
         rests = weak & (doubtful | ~estimate.metric)
