@@ -60,7 +60,7 @@ def test_frames_are_what_the_pinhole_would_have_taken(lens: Lens) -> None:
     assert np.abs(seen_through(lens) - wanted).mean() > 5  # and the lens did bend something
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.floats(-0.18, 0.1), st.floats(-0.02, 0.08), st.floats(-0.002, 0.002), st.floats(-0.002, 0.002))
 def test_no_pixel_of_the_result_lies_outside_the_image(k1: float, k2: float, p1: float, p2: float) -> None:
     lens = Lens(CAMERA, (k1, k2, p1, p2))

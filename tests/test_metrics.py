@@ -179,7 +179,7 @@ class TestIdentities:
             assert found.rpe[alignment].rotation_rmse_deg == pytest.approx(0, abs=1e-6)
 
     @given(st.lists(st.floats(-3, 3), min_size=6, max_size=6))
-    @settings(max_examples=15, deadline=None)
+    @settings(max_examples=15)
     def test_the_world_frame_of_the_estimate_does_not_matter(self, motion: list[float]) -> None:
         true, estimate = random_path(1), random_path(2)
         world = se3.matrix_from_motion(np.array(motion))

@@ -51,7 +51,7 @@ def find(motion: list[float], slopes: list[float], steps: int = 10) -> tuple[Sol
     return solve(rays, seen, certain, certain * road, vague(), (start, s * 0, m[:, :3] * 0), steps=steps)[0], m, s
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(small, small, small, small, small, st.floats(0.4, 2.0), small, small)
 def test_finds_the_motion_and_the_road(x, y, wx, wy, wz, z, a, b):
     found, motion, slopes = find([0.03 * x, 0.02 * y, z, 0.01 * wx, 0.04 * wy, 0.01 * wz], [0.02 * a, 0.02 * b])
