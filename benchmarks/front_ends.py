@@ -403,9 +403,8 @@ def main() -> None:
     for name, result in results.items():
         print(line(name, result))
     guided, learned = (np.array(results[k]["streets"]["off_by_street"]) for k in ("plane-guided DIS", "learned"))
-    share = learned / guided
-    print(f"off the road, street by street: learned / guided DIS {np.nanmedian(share):.2f} (median), "
-          f"{np.nanmin(share):.2f} to {np.nanmax(share):.2f}")  # fmt: skip
+    low, middle, high = np.nanquantile(learned / guided, [0, 0.5, 1])
+    print(f"off the road, street by street: learned / guided DIS {middle:.2f} (median), {low:.2f} to {high:.2f}")
     if options.json:
         options.json.write_text(json.dumps(results, indent=2) + "\n")
 
