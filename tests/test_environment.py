@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 
@@ -72,6 +73,27 @@ def test_single_frames_wait_briefly(monkeypatch, loaded, own, expected) -> None:
     monkeypatch.setattr(os, "environ", dict(own))
     set_for_streaming()
     assert os.environ.get("GOMP_SPINCOUNT") == expected
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library's allocator is left alone")
+@pytest.mark.parametrize(("own", "again"), [({}, False), ({"MALLOC_TRIM_THRESHOLD_": "131072"}, True)])
+def test_memory_of_a_frame_is_kept_for_the_next(own, again) -> None:
+    code = (
+        "import resource\n"
+        "import numpy as np\n"
+        "from convlstm_vo.environment import set_for_streaming\n"
+        "set_for_streaming()\n"
+        "def faults():\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    frame = [np.ones(1 << 19) for _ in range(8)]\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "print(*(faults() for _ in range(4)))\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")} | own
+    command = [sys.executable, "-c", code]
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60).stdout
+    first, *_, last = map(int, shown.split())
+    assert first > 100 and (last > first / 2) == again, shown
 
 
 def test_run_sets_it_before_torch_is_loaded() -> None:

@@ -7,7 +7,38 @@ import torch
 
 from convlstm_vo.models import kernels
 from convlstm_vo.models.correlation import correlate, cosines
-from convlstm_vo.models.flow import FlowNet
+from convlstm_vo.models.flow import FlowNet, blend, normalise_contrast, warp_by_cells
+
+
+@pytest.mark.parametrize(("batch", "height", "width"), [(2, 64, 96), (1, 8, 8), (1, 24, 200)])
+@torch.no_grad()
+def test_images(by_torch, batch, height, width):
+    generator = torch.Generator().manual_seed(width)
+    images = 255 * torch.rand(batch, 1, height, width, generator=generator)
+    images[..., : width // 2] = 100.0  # nothing to see, where a variance may come out below zero
+    predicted = 9 * torch.randn(
+        batch, 2, height // 4, width // 4, generator=generator
+    )  # some leads out of the image
+    net = FlowNet()
+    for layer in (net.images.weight, net.images.bias):
+        layer.copy_(torch.randn(layer.shape, generator=generator))
+    for call in (
+        lambda: normalise_contrast(images),
+        lambda: warp_by_cells(images, predicted),
+        lambda: net._channels(images / 255),
+    ):
+        found, expected = call(), by_torch(call)
+        assert found.shape == expected.shape and float(found.std()) > 0.1
+        torch.testing.assert_close(found, expected, atol=2e-3 if found.max() > 50 else 2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("batch", "rows", "columns"), [(2, 9, 13), (1, 1, 2)])
+@torch.no_grad()
+def test_mean_of_the_cells_around(by_torch, batch, rows, columns):
+    generator = torch.Generator().manual_seed(rows)
+    flow, logits = (torch.randn(batch, channels, rows, columns, generator=generator) for channels in (2, 25))
+    found = blend(flow, 3 * logits)
+    torch.testing.assert_close(found, by_torch(lambda: blend(flow, 3 * logits)), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("channels", "height", "width", "radius"), [(32, 9, 21, 2), (7, 12, 5, 4), (3, 1, 2, 1)])
@@ -52,6 +83,8 @@ def test_a_flow_that_is_not_a_number_is_no_address():
     flow = torch.full((1, 2, 8, 8), float("nan"))
     refined, _ = net._refine(torch.rand(2, 4, 32, 32), flow, torch.full((1, 2, 8, 8), float("inf")))
     assert refined.shape == (1, 2, 8, 8)
+    warped = warp_by_cells(torch.rand(1, 1, 32, 32), flow)
+    assert warped.shape == (1, 1, 32, 32) and bool(torch.isfinite(warped).all())
 
 
 def test_gradients_are_not_wanted_of_the_kernels():

@@ -64,11 +64,9 @@ class FlowNet(nn.Module):
         Returns:
             See `FlowField`.
         """
-        size = (prev.shape[-2], prev.shape[-1])
         both = normalise_contrast(torch.cat([prev, curr]).float())
         here, there = both.chunk(2)
-        ahead = upsample(predicted, size)  # (batch, 2, height, width)
-        warped = warp(there, ahead)
+        warped = warp_by_cells(there, predicted)
         # Coarse: where is each 8x8 block? Then 4x4 blocks.
         f2 = self.to2(torch.cat([here, warped]))
         f4 = self.to4(F.leaky_relu(f2, 0.1))
@@ -78,12 +76,12 @@ class FlowNet(nn.Module):
         features = F.interpolate(features, scale_factor=2.0, mode="bilinear", align_corners=False)
         g4, w4 = f4.chunk(2)
         moved = torch.cat([g4, warp(w4.float(), flow).to(g4.dtype)])
-        more = torch.cat([features, (flow / 4).to(features.dtype)], 1)
+        more = (features, flow / 4)
         step, features = self._match(moved, _FINE_RADIUS, self.sharpness[1], self.fine, self.fine_flow, more)
         matched = STRIDE * (flow + step)  # pixels
-        refined, evidence = self._refine(self.images(both).float(), predicted, matched)
+        refined, evidence = self._refine(self._channels(both), predicted, matched)
         # What a cell alone cannot see, the cells around it know: a mean of them, by how well each one fits.
-        near = self.near(torch.cat([features, evidence.to(features.dtype), refined.to(features.dtype)], 1))
+        near = self.near(together(features.dtype, features, evidence, refined))
         verdict = self.judge(near + coarse_up(self.around(near))).float()
         residual = blend(refined, verdict[:, 3:]) + 2.0 * torch.tanh(verdict[:, :2] / 2.0)
         return FlowField(
@@ -92,6 +90,14 @@ class FlowNet(nn.Module):
             (predicted + 8 * coarse_up(coarse), predicted + matched, predicted + refined),
         )
 
+    def _channels(self, images: Tensor) -> Tensor:
+        """Learned channels of images, (batch, channels, height, width), in full precision: each bit counts."""
+        weight, bias = self.images.parameters()
+        if kernels.usable(images, weight, bias):
+            return kernels.filtered(images, weight.detach(), bias.detach())
+        with torch.autocast(images.device.type, enabled=False):
+            return F.conv2d(images, weight, bias, padding="same")
+
     def _match(
         self,
         f: Tensor,
@@ -99,14 +105,13 @@ class FlowNet(nn.Module):
         sharpness: Tensor,
         layers: nn.Module,
         head: nn.Module,
-        more: Tensor | None = None,
+        more: tuple[Tensor, ...] = (),
     ) -> tuple[Tensor, Tensor]:
         """Displacement in cells (batch, 2, rows, columns) and features, from those (2 batch, ...) of both."""
         context, other = f.chunk(2)
         matches = cosines(context, other, radius)
         guess, unique = expected_displacement(matches, sharpness)
-        inputs = [matches.to(f.dtype), context, guess.to(f.dtype), unique.to(f.dtype)]
-        features = layers(torch.cat(inputs + ([] if more is None else [more]), 1))
+        features = layers(together(f.dtype, matches, context, guess, unique, *more))
         return guess + head(features).float(), features
 
     def _refine(self, images: Tensor, predicted: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,8 +178,15 @@ class FlowField(tuple[Tensor, Tensor, tuple[Tensor, ...]]):
         return self[2]
 
 
+def together(dtype: torch.dtype, *parts: Tensor) -> Tensor:
+    """Channels side by side, laid out as the convolutions of a CPU want them: they would sort them at each call."""
+    return torch.cat([part.to(dtype, memory_format=torch.channels_last) for part in parts], 1)
+
+
 def normalise_contrast(images: Tensor) -> Tensor:
     """Grey levels less their local mean, over their deviation (12x12 pixels); exposure drops out."""
+    if kernels.usable(images):
+        return kernels.normalise_contrast(images, _LEAST_CONTRAST)
     blocks = F.avg_pool2d(torch.cat([images, images * images], 1), 4)
     blocks = F.avg_pool2d(blocks, 3, 1, 1, count_include_pad=False)
     mean, square = upsample(blocks, (images.shape[-2], images.shape[-1])).chunk(2, 1)
@@ -185,6 +197,8 @@ def normalise_contrast(images: Tensor) -> Tensor:
 def blend(flow: Tensor, logits: Tensor) -> Tensor:
     """At each cell a mean of the flow (batch, 2, rows, columns) of the cells around it, with weights given by
     logits (batch, taps, rows, columns)."""
+    if kernels.usable(flow, logits):
+        return kernels.mean_around(flow, logits.contiguous().softmax(1))
     rows, columns = flow.shape[-2:]
     reach = _TAPS // 2
     padded = F.pad(flow, (reach, reach, reach, reach), mode="replicate")
@@ -219,8 +233,15 @@ def warp(images: Tensor, flow: Tensor) -> Tensor:
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
+def warp_by_cells(images: Tensor, flow: Tensor) -> Tensor:
+    """`warp` of images (batch, 1, height, width) by a flow at cells of 4x4 pixels."""
+    if kernels.usable(images, flow):
+        return kernels.warp_by_cells(images, flow)
+    return warp(images, upsample(flow, (images.shape[-2], images.shape[-1])))
+
+
 def _conv(inputs: int, outputs: int, stride: int = 1, *, last: bool = False) -> nn.Module:
     conv = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1)
     nn.init.kaiming_normal_(conv.weight, a=0.1)
     nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
-    return conv if last else nn.Sequential(conv, nn.LeakyReLU(0.1))
+    return conv if last else nn.Sequential(conv, nn.LeakyReLU(0.1, inplace=True))

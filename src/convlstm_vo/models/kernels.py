@@ -1,4 +1,4 @@
-"""The inner loops of the default network's flow, fused for a CPU: matching and Lucas-Kanade.
+"""The inner loops of the default network's flow, fused for a CPU: images, matching, Lucas-Kanade and the last mean.
 
 They do exactly what the torch code in `flow.py` does (those of `solver_kernels.py`, what that in `solver.py` does),
 which stays the definition, carries the gradients and runs on other devices; the tests hold them against it. In
@@ -22,7 +22,8 @@ from torch import Tensor
 # No reassociation and NaN is respected: a coordinate that is not a number must not become an address.
 njit: Any = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz"})
 
-_0, _1 = np.uintp(0), np.uintp(1)
+_0, _1, _2, _3 = np.uintp(0), np.uintp(1), np.uintp(2), np.uintp(3)
+_VECTOR = 32  # columns that loops over rows are done in
 
 
 def usable(*tensors: Tensor) -> bool:
@@ -35,6 +36,159 @@ def usable(*tensors: Tensor) -> bool:
     )
 
 
+# --- images -------------------------------------------------------------------------------------------------------
+
+
+def normalise_contrast(images: Tensor, least: float) -> Tensor:
+    """`flow.normalise_contrast` of images (batch, 1, height, width), sides divisible by 4."""
+    grey = images.contiguous().numpy()[:, 0]
+    out = np.empty_like(grey)
+    for image, result in zip(grey, out, strict=True):
+        blocks = np.empty((image.shape[0] // 4, image.shape[1] // 4, 2), np.float32)
+        moments = np.empty((2, *blocks.shape[:2]), np.float32)
+        by_rows(_blocks_of_four, len(blocks), image, blocks)
+        by_rows(_mean_of_nine, len(blocks), blocks, moments)
+        by_rows(_normalise, len(image), image, moments, np.float32(least * least), result)
+    return torch.from_numpy(out[:, None])
+
+
+@njit
+def _blocks_of_four(first, last, image, blocks):  # type: ignore[no-untyped-def]
+    """Mean grey and mean square of 4x4 pixels."""
+    for i in range(first, last):
+        for j in range(blocks.shape[1]):
+            total, squares = np.float32(0), np.float32(0)
+            for y in range(4 * i, 4 * i + 4):
+                for x in range(4 * j, 4 * j + 4):
+                    total += image[y, x]
+                    squares += image[y, x] * image[y, x]
+            blocks[i, j, 0] = total / np.float32(16)
+            blocks[i, j, 1] = squares / np.float32(16)
+
+
+@njit
+def _mean_of_nine(first, last, blocks, out):  # type: ignore[no-untyped-def]
+    """Mean of a cell and those around it, as far as there are any."""
+    rows, columns = blocks.shape[:2]
+    for i in range(first, last):
+        top, bottom = max(0, i - 1), min(rows, i + 2)
+        for j in range(columns):
+            left, right = max(0, j - 1), min(columns, j + 2)
+            mean, square = np.float32(0), np.float32(0)
+            for y in range(top, bottom):
+                for x in range(left, right):
+                    mean += blocks[y, x, 0]
+                    square += blocks[y, x, 1]
+            share = np.float32(1) / np.float32((bottom - top) * (right - left))
+            out[0, i, j] = mean * share
+            out[1, i, j] = square * share
+
+
+@njit
+def _normalise(first, last, image, moments, least, out):  # type: ignore[no-untyped-def]
+    """Pixels less the mean, over the deviation around them, both interpolated between cells."""
+    width = np.uintp(image.shape[1])
+    means, squares = np.empty(width, np.float32), np.empty(width, np.float32)
+    for y in range(np.uintp(first), np.uintp(last)):
+        _field_row(np.float32(y), moments, means, squares)
+        for x in range(width):
+            spread = max(squares[x] - means[x] * means[x], np.float32(0)) + least
+            out[y, x] = (image[y, x] - means[x]) / np.sqrt(spread)
+
+
+def filtered(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`conv2d` of images (batch, 1, height, width) with few filters (channels, 1, 5, 5), zeros around."""
+    grey, taps = images.contiguous().numpy()[:, 0], weight[:, 0].contiguous().numpy()
+    height, width = grey.shape[1:]
+    out = np.empty((len(grey), len(taps), height, width), np.float32)
+    padded = np.zeros((height + 4, width + 4), np.float32)
+    for image, result in zip(grey, out, strict=True):
+        padded[2:-2, 2:-2] = image
+        by_rows(_filter, height, padded, taps, bias.numpy(), result)
+    return torch.from_numpy(out)
+
+
+@njit
+def _filter(first, last, padded, taps, bias, out):  # type: ignore[no-untyped-def]
+    channels, width = np.uintp(out.shape[0]), np.uintp(out.shape[2])
+    for y in range(np.uintp(first), np.uintp(last)):
+        for c in range(channels):
+            total = out[c, y]
+            total[:] = bias[c]
+            for dy in range(np.uintp(5)):
+                row, tap = padded[y + dy], taps[c, dy]
+                for x in range(width):
+                    total[x] += (
+                        tap[0] * row[x] + tap[1] * row[x + _1] + tap[2] * row[x + _2] + tap[3] * row[x + _3]
+                        + tap[4] * row[x + np.uintp(4)]
+                    )  # fmt: skip
+
+
+def warp_by_cells(images: Tensor, flow: Tensor) -> Tensor:
+    """`flow.warp_by_cells`: images (batch, 1, height, width), flow (batch, 2, height / 4, width / 4)."""
+    grey, cells = images.contiguous().numpy()[:, 0], flow.contiguous().numpy()
+    out = np.empty_like(grey)
+    for image, field, result in zip(grey, cells, out, strict=True):
+        by_rows(_warp, len(image), image, field, result)
+    return torch.from_numpy(out[:, None])
+
+
+@njit
+def _warp(first, last, image, flow, out):  # type: ignore[no-untyped-def]
+    height, width = image.shape
+    one = np.float32(1)
+    us, vs = np.empty(width, np.float32), np.empty(width, np.float32)
+    bottom, right = np.uintp(height - 1), np.uintp(width - 1)
+    for y in range(np.uintp(first), np.uintp(last)):
+        _field_row(np.float32(y), flow, us, vs)
+        for x in range(np.uintp(width)):
+            x0, x1, wx = _between(np.float32(x) + us[x], right)
+            y0, y1, wy = _between(np.float32(y) + vs[x], bottom)
+            above = (one - wx) * image[y0, x0] + wx * image[y0, x1]
+            below = (one - wx) * image[y1, x0] + wx * image[y1, x1]
+            out[y, x] = (one - wy) * above + wy * below
+
+
+@njit
+def _between(at, most):  # type: ignore[no-untyped-def]
+    """The two indices around a coordinate, none beyond the border, and the weight of the second."""
+    zero = np.float32(0)
+    if not at > zero:  # also what is not a number
+        at = zero
+    elif at > most:
+        at = np.float32(most)
+    low = np.uintp(at)
+    return low, min(low + _1, most), at - np.float32(low)
+
+
+def mean_around(flow: Tensor, weights: Tensor) -> Tensor:
+    """At each cell a mean of a field (batch, 2, rows, columns) over the cells around it (beyond the border those on
+    it), with weights (batch, size * size, rows, columns)."""
+    field, share = flow.contiguous().numpy(), weights.contiguous().numpy()
+    reach = int(share.shape[1] ** 0.5) // 2
+    padded = np.pad(field, ((0, 0), (0, 0), (reach, reach), (reach, reach)), "edge")
+    out = np.empty_like(field)
+    for i in range(len(field)):
+        by_rows(_mean_around, field.shape[2], padded[i], share[i], out[i])
+    return torch.from_numpy(out)
+
+
+@njit
+def _mean_around(first, last, padded, share, out):  # type: ignore[no-untyped-def]
+    columns = np.uintp(out.shape[2])
+    size = np.uintp(np.sqrt(share.shape[0]))
+    for i in range(np.uintp(first), np.uintp(last)):
+        u, v = out[0, i], out[1, i]
+        u[:] = np.float32(0)
+        v[:] = np.float32(0)
+        for y in range(size):
+            for x in range(size):
+                weight, xs, ys = share[y * size + x, i], padded[0, i + y], padded[1, i + y]
+                for j in range(columns):
+                    u[j] += weight[j] * xs[j + x]
+                    v[j] += weight[j] * ys[j + x]
+
+
 # --- matching -----------------------------------------------------------------------------------------------------
 
 
@@ -43,55 +197,56 @@ def correlate(prev: Tensor, curr: Tensor, radius: int, least: float | None = Non
     batch, channels, height, width = prev.shape
     out = np.empty((batch, (2 * radius + 1) ** 2, height, width), np.float32)
     pair = [features.permute(0, 2, 3, 1).numpy() for features in (prev, curr)]
-    here, there = (np.zeros((channels, height, width + 2 * margin), np.float32) for margin in (0, radius))
+    # Whole vectors only: what is left over of a row costs as much as the rest of it. Channels by four, likewise.
+    whole, planes = -(-width // _VECTOR) * _VECTOR, -(-channels // 4) * 4
+    here, there = (np.zeros((height, planes, whole + 2 * margin), np.float32) for margin in (0, radius))
     for i in range(batch):
-        by_rows(_planes, height, pair[0][i], least is not None, np.float32(least or 0), here)
-        by_rows(_planes, height, pair[1][i], least is not None, np.float32(least or 0), there)
+        by_rows(_planes, height, pair[0][i], least is not None, np.float32(least or 0), 0, here)
+        by_rows(_planes, height, pair[1][i], least is not None, np.float32(least or 0), radius, there)
         by_rows(_correlate, height, here, there, radius, out[i])
     return torch.from_numpy(out)
 
 
 @njit
-def _planes(first, last, features, normalise, least, out):  # type: ignore[no-untyped-def]
-    """Features (height, width, channels), to length 1 if wanted, as planes with a margin to the left and right."""
-    width, channels = features.shape[1:]
-    margin = np.uintp((out.shape[2] - width) // 2)
-    factor = np.float32(1)
+def _planes(first, last, features, normalise, least, margin, out):  # type: ignore[no-untyped-def]
+    """Features (height, width, channels), to length 1 if wanted, as (height, channels, margin + width + ...)."""
+    width, channels = np.uintp(features.shape[1]), np.uintp(features.shape[2])
+    left, factor = np.uintp(margin), np.float32(1)
     for i in range(np.uintp(first), np.uintp(last)):
-        for j in range(np.uintp(width)):
+        for j in range(width):
             if normalise:
                 square = least
-                for c in range(np.uintp(channels)):
+                for c in range(channels):
                     square += features[i, j, c] * features[i, j, c]
                 factor = np.float32(1) / np.sqrt(square)
-            for c in range(np.uintp(channels)):
-                out[c, i, j + margin] = features[i, j, c] * factor
+            for c in range(channels):
+                out[i, c, j + left] = features[i, j, c] * factor
 
 
 @njit
 def _correlate(first, last, here, there, radius, out):  # type: ignore[no-untyped-def]
     """Products of each cell with those around it; ``there`` has a margin of zeros to the left and right."""
-    channels, height, width = here.shape
-    size = 2 * radius + 1
-    for i in range(first, last):
+    height, planes, whole = here.shape[0], np.uintp(here.shape[1]), np.uintp(here.shape[2])
+    width, size = np.uintp(out.shape[2]), np.uintp(2 * radius + 1)
+    sums = np.empty((size, whole), np.float32)
+    for i in range(np.uintp(first), np.uintp(last)):
         for dy in range(size):
-            y = i + dy - radius
+            y = np.intp(i) + np.intp(dy) - radius
+            sums[:] = np.float32(0)
+            if 0 <= y < height:
+                for c in range(_0, planes, np.uintp(4)):
+                    a0, a1, a2, a3 = here[i, c], here[i, c + _1], here[i, c + _2], here[i, c + _3]
+                    row = there[np.uintp(y)]
+                    b0, b1, b2, b3 = row[c], row[c + _1], row[c + _2], row[c + _3]
+                    for dx in range(size):
+                        total = sums[dx]
+                        for j in range(whole):
+                            total[j] += (
+                                a0[j] * b0[j + dx] + a1[j] * b1[j + dx] + a2[j] * b2[j + dx] + a3[j] * b3[j + dx]
+                            )
             for dx in range(size):
-                row = out[dy * size + dx, i]
-                row[:] = np.float32(0)
-                if y < 0 or y >= height:
-                    continue
-                for c in range(0, channels - 3, 4):
-                    for j in range(width):
-                        row[j] += (
-                            here[c, i, j] * there[c, y, j + dx]
-                            + here[c + 1, i, j] * there[c + 1, y, j + dx]
-                            + here[c + 2, i, j] * there[c + 2, y, j + dx]
-                            + here[c + 3, i, j] * there[c + 3, y, j + dx]
-                        )
-                for c in range(channels - channels % 4, channels):
-                    for j in range(width):
-                        row[j] += here[c, i, j] * there[c, y, j + dx]
+                for j in range(width):
+                    out[dy * size + dx, i, j] = sums[dx, j]
 
 
 # --- Lucas-Kanade -------------------------------------------------------------------------------------------------
@@ -106,7 +261,8 @@ def refine(
         images: (2 batch, channels, height, width). predicted, flow: (batch, 2, height / 4, width / 4).
         damping, outlier: the learned ones. steps: of Lucas-Kanade.
     """
-    here, there = (np.ascontiguousarray(part.permute(0, 2, 3, 1).numpy()) for part in images.chunk(2))
+    before, after = images.chunk(2)
+    here, there = before.contiguous().numpy(), np.ascontiguousarray(after.permute(0, 2, 3, 1).numpy())
     parts = [
         _refine_one(here[i], there[i], predicted[i].contiguous().numpy(), flow[i].numpy(), damping, outlier, steps)
         for i in range(len(flow))
@@ -123,9 +279,9 @@ def _refine_one(
     outlier: float,
     steps: int,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    height, width, channels = here.shape
+    channels, height, width = here.shape
     rows, columns = height // 4, width // 4
-    gradient = np.empty((height, width, 2, channels), np.float32)
+    gradient = np.empty((height, 2, channels, width), np.float32)
     blocks = np.empty((height // 2, width // 2, 4), np.float32)
     hessian = np.empty((rows, columns, 4), np.float32)
     evidence = np.empty((8, rows, columns), np.float32)
@@ -176,26 +332,29 @@ def by_strips(kernel: Callable[..., None], rows: int, least: int, *arguments: An
 @njit
 def _gradients(first, last, here, gradient, blocks):  # type: ignore[no-untyped-def]
     """Central differences, and their products summed over 2x2 pixels."""
-    height, width, channels = here.shape
-    for i in range(first, last):
-        for j in range(width // 2):
-            xx, xy, yy = np.float32(0), np.float32(0), np.float32(0)
-            for y in range(2 * i, 2 * i + 2):
-                for x in range(2 * j, 2 * j + 2):
-                    for c in range(channels):
-                        gx, gy = np.float32(0), np.float32(0)
-                        if 0 < x < width - 1:
-                            gx = (here[y, x + 1, c] - here[y, x - 1, c]) * np.float32(0.5)
-                        if 0 < y < height - 1:
-                            gy = (here[y + 1, x, c] - here[y - 1, x, c]) * np.float32(0.5)
-                        gradient[y, x, 0, c] = gx
-                        gradient[y, x, 1, c] = gy
-                        xx += gx * gx
-                        xy += gx * gy
-                        yy += gy * gy
-            blocks[i, j, 0] = xx
-            blocks[i, j, 1] = xy
-            blocks[i, j, 2] = yy
+    channels, height, width = np.uintp(here.shape[0]), np.uintp(here.shape[1]), np.uintp(here.shape[2])
+    half, zero = np.float32(0.5), np.float32(0)
+    xx, xy, yy = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
+    for i in range(np.uintp(first), np.uintp(last)):
+        xx[:], xy[:], yy[:] = zero, zero, zero
+        for y in (_2 * i, _2 * i + _1):
+            for c in range(channels):
+                row, gx, gy = here[c, y], gradient[y, 0, c], gradient[y, 1, c]
+                gx[0], gx[width - _1], gy[:] = zero, zero, zero
+                for x in range(_1, width - _1):
+                    gx[x] = (row[x + _1] - row[x - _1]) * half
+                if _0 < y < height - _1:
+                    above, below = here[c, y - _1], here[c, y + _1]
+                    for x in range(width):
+                        gy[x] = (below[x] - above[x]) * half
+                for x in range(width):
+                    xx[x] += gx[x] * gx[x]
+                    xy[x] += gx[x] * gy[x]
+                    yy[x] += gy[x] * gy[x]
+        for j in range(width // _2):
+            blocks[i, j, 0] = xx[_2 * j] + xx[_2 * j + _1]
+            blocks[i, j, 1] = xy[_2 * j] + xy[_2 * j + _1]
+            blocks[i, j, 2] = yy[_2 * j] + yy[_2 * j + _1]
             blocks[i, j, 3] = 4
 
 
@@ -227,69 +386,67 @@ def _misfits(first, last, here, there, gradient, total, outlier, blocks):  # typ
 
     Indices are unsigned, or numba asks at each access whether one counts from the end.
     """
-    height, width, channels = here.shape
+    channels, height, width = np.uintp(here.shape[0]), np.uintp(here.shape[1]), np.uintp(here.shape[2])
     zero, one = np.float32(0), np.float32(1)
-    bottom, right = np.uintp(height - 1), np.uintp(width - 1)
     us, vs = np.empty(width, np.float32), np.empty(width, np.float32)
-    for i in range(first, last):
-        blocks[i] = zero
-        for y in (np.uintp(2 * i), np.uintp(2 * i + 1)):
+    errors = np.empty((channels, width), np.float32)
+    energy, trust = np.empty(width, np.float32), np.empty(width, np.float32)
+    bx, by = np.empty(width, np.float32), np.empty(width, np.float32)
+    sums = np.empty((4, width), np.float32)
+    for i in range(np.uintp(first), np.uintp(last)):
+        sums[:] = zero
+        for y in (_2 * i, _2 * i + _1):
             _field_row(np.float32(y), total, us, vs)
-            for j in range(width // 2):
-                sx, sy, se, st = zero, zero, zero, zero
-                for x in (np.uintp(2 * j), np.uintp(2 * j + 1)):
-                    px, py = np.float32(x) + us[x], np.float32(y) + vs[x]
-                    if not px > 0:  # also what is not a number
-                        px = zero
-                    elif px > right:
-                        px = np.float32(right)
-                    if not py > 0:
-                        py = zero
-                    elif py > bottom:
-                        py = np.float32(bottom)
-                    x0, y0 = np.uintp(px), np.uintp(py)
-                    x1, y1 = min(x0 + _1, right), min(y0 + _1, bottom)
-                    wx, wy = px - np.float32(x0), py - np.float32(y0)
-                    w00, w01 = (one - wy) * (one - wx), (one - wy) * wx
-                    w10, w11 = wy * (one - wx), wy * wx
-                    energy, bx, by = zero, zero, zero
-                    for c in range(np.uintp(channels)):
-                        e = w00 * there[y0, x0, c] + w01 * there[y0, x1, c]
-                        e += w10 * there[y1, x0, c] + w11 * there[y1, x1, c] - here[y, x, c]
-                        energy += e * e
-                        bx += gradient[y, x, _0, c] * e
-                        by += gradient[y, x, _1, c] * e
-                    trust = outlier / (outlier + energy)
-                    sx += bx * trust
-                    sy += by * trust
-                    se += energy * trust
-                    st += trust
-                blocks[i, j, 0] += sx
-                blocks[i, j, 1] += sy
-                blocks[i, j, 2] += se
-                blocks[i, j, 3] += st
+            for x in range(width):
+                x0, x1, wx = _between(np.float32(x) + us[x], width - _1)
+                y0, y1, wy = _between(np.float32(y) + vs[x], height - _1)
+                w00, w01 = (one - wy) * (one - wx), (one - wy) * wx
+                w10, w11 = wy * (one - wx), wy * wx
+                for c in range(channels):
+                    e = w00 * there[y0, x0, c] + w01 * there[y0, x1, c]
+                    errors[c, x] = e + w10 * there[y1, x0, c] + w11 * there[y1, x1, c]
+            energy[:], bx[:], by[:] = zero, zero, zero
+            for c in range(channels):
+                e, row, gx, gy = errors[c], here[c, y], gradient[y, 0, c], gradient[y, 1, c]
+                for x in range(width):
+                    e[x] -= row[x]
+                    energy[x] += e[x] * e[x]
+                    bx[x] += gx[x] * e[x]
+                    by[x] += gy[x] * e[x]
+            for x in range(width):
+                trust[x] = outlier / (outlier + energy[x])
+                sums[0, x] += bx[x] * trust[x]
+                sums[1, x] += by[x] * trust[x]
+                sums[2, x] += energy[x] * trust[x]
+                sums[3, x] += trust[x]
+        for j in range(width // _2):
+            for k in range(4):
+                blocks[i, j, k] = sums[k, _2 * j] + sums[k, _2 * j + _1]
 
 
 @njit
 def _field_row(y, total, us, vs):  # type: ignore[no-untyped-def]
     """A field at cells of 4x4, at each pixel of row y, as torch interpolates it (align_corners=False)."""
-    zero, one, half, quarter = np.float32(0), np.float32(1), np.float32(0.5), np.float32(0.25)
-    bottom, right = np.uintp(total.shape[1] - 1), np.uintp(total.shape[2] - 1)
-    fy = max(zero, (y + half) * quarter - half)
-    y0 = np.uintp(fy)
-    y1, wy = min(y0 + _1, bottom), fy - np.float32(y0)
-    for x in range(np.uintp(len(us))):
-        fx = max(zero, (np.float32(x) + half) * quarter - half)
-        x0 = np.uintp(fx)
-        x1, wx = min(x0 + _1, right), fx - np.float32(x0)
-        w00, w01 = (one - wy) * (one - wx), (one - wy) * wx
-        w10, w11 = wy * (one - wx), wy * wx
-        us[x] = (
-            w00 * total[_0, y0, x0] + w01 * total[_0, y0, x1] + w10 * total[_0, y1, x0] + w11 * total[_0, y1, x1]
-        )
-        vs[x] = (
-            w00 * total[_1, y0, x0] + w01 * total[_1, y0, x1] + w10 * total[_1, y1, x0] + w11 * total[_1, y1, x1]
-        )
+    _row(y, total[0], us)
+    _row(y, total[1], vs)
+
+
+@njit
+def _row(y, cells, out):  # type: ignore[no-untyped-def]
+    half, quarter, eighth = np.float32(0.5), np.float32(0.25), np.float32(0.125)
+    rows, columns = np.uintp(cells.shape[0]), np.uintp(cells.shape[1])
+    y0, y1, wy = _between((y + half) * quarter - half, rows - _1)
+    row = np.empty(columns + np.uintp(2), np.float32)  # of cells, with those at its ends twice
+    for j in range(columns):
+        row[j + _1] = cells[y0, j] + wy * (cells[y1, j] - cells[y0, j])
+    row[_0], row[columns + _1] = row[_1], row[columns]
+    for j in range(columns):
+        before, here, after = row[j], row[j + _1], row[j + np.uintp(2)]
+        x = np.uintp(4) * j
+        out[x] = here + np.float32(3) * eighth * (before - here)
+        out[x + _1] = here + eighth * (before - here)
+        out[x + np.uintp(2)] = here + eighth * (after - here)
+        out[x + np.uintp(3)] = here + np.float32(3) * eighth * (after - here)
 
 
 @njit
