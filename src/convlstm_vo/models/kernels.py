@@ -22,8 +22,7 @@ from torch import Tensor
 # No reassociation and NaN is respected: a coordinate that is not a number must not become an address.
 njit: Any = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz"})
 
-_0, _1, _2, _3 = np.uintp(0), np.uintp(1), np.uintp(2), np.uintp(3)
-_VECTOR = 32  # columns that loops over rows are done in
+_0, _1, _2, _3, _4 = (np.uintp(i) for i in range(5))
 
 
 def usable(*tensors: Tensor) -> bool:
@@ -43,19 +42,25 @@ def normalise_contrast(images: Tensor, least: float) -> Tensor:
     """`flow.normalise_contrast` of images (batch, 1, height, width), sides divisible by 4."""
     grey = images.contiguous().numpy()[:, 0]
     out = np.empty_like(grey)
-    for image, result in zip(grey, out, strict=True):
-        blocks = np.empty((image.shape[0] // 4, image.shape[1] // 4, 2), np.float32)
-        moments = np.empty((2, *blocks.shape[:2]), np.float32)
-        by_rows(_blocks_of_four, len(blocks), image, blocks)
-        by_rows(_mean_of_nine, len(blocks), blocks, moments)
-        by_rows(_normalise, len(image), image, moments, np.float32(least * least), result)
+    by_strips(_normalise_images, len(grey), 1, grey, np.float32(least * least), out)
     return torch.from_numpy(out[:, None])
 
 
 @njit
-def _blocks_of_four(first, last, image, blocks):  # type: ignore[no-untyped-def]
-    """Mean grey and mean square of 4x4 pixels."""
+def _normalise_images(first, last, images, least, out):  # type: ignore[no-untyped-def]
+    height, width = images.shape[1:]
+    blocks = np.empty((height // 4, width // 4, 2), np.float32)
+    moments = np.empty((2, height // 4, width // 4), np.float32)
     for i in range(first, last):
+        _blocks_of_four(images[i], blocks)
+        _mean_of_nine(blocks, moments)
+        _normalise(images[i], moments, least, out[i])
+
+
+@njit
+def _blocks_of_four(image, blocks):  # type: ignore[no-untyped-def]
+    """Mean grey and mean square of 4x4 pixels."""
+    for i in range(blocks.shape[0]):
         for j in range(blocks.shape[1]):
             total, squares = np.float32(0), np.float32(0)
             for y in range(4 * i, 4 * i + 4):
@@ -67,10 +72,10 @@ def _blocks_of_four(first, last, image, blocks):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _mean_of_nine(first, last, blocks, out):  # type: ignore[no-untyped-def]
+def _mean_of_nine(blocks, out):  # type: ignore[no-untyped-def]
     """Mean of a cell and those around it, as far as there are any."""
     rows, columns = blocks.shape[:2]
-    for i in range(first, last):
+    for i in range(rows):
         top, bottom = max(0, i - 1), min(rows, i + 2)
         for j in range(columns):
             left, right = max(0, j - 1), min(columns, j + 2)
@@ -85,11 +90,11 @@ def _mean_of_nine(first, last, blocks, out):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _normalise(first, last, image, moments, least, out):  # type: ignore[no-untyped-def]
+def _normalise(image, moments, least, out):  # type: ignore[no-untyped-def]
     """Pixels less the mean, over the deviation around them, both interpolated between cells."""
     width = np.uintp(image.shape[1])
     means, squares = np.empty(width, np.float32), np.empty(width, np.float32)
-    for y in range(np.uintp(first), np.uintp(last)):
+    for y in range(np.uintp(image.shape[0])):
         _field_row(np.float32(y), moments, means, squares)
         for x in range(width):
             spread = max(squares[x] - means[x] * means[x], np.float32(0)) + least
@@ -101,27 +106,27 @@ def filtered(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     grey, taps = images.contiguous().numpy()[:, 0], weight[:, 0].contiguous().numpy()
     height, width = grey.shape[1:]
     out = np.empty((len(grey), len(taps), height, width), np.float32)
-    padded = np.zeros((height + 4, width + 4), np.float32)
-    for image, result in zip(grey, out, strict=True):
-        padded[2:-2, 2:-2] = image
-        by_rows(_filter, height, padded, taps, bias.numpy(), result)
+    padded = np.zeros((len(grey), height + 4, width + 4), np.float32)
+    padded[:, 2:-2, 2:-2] = grey
+    by_strips(_filter, len(grey), 1, padded, taps, bias.numpy(), out)
     return torch.from_numpy(out)
 
 
 @njit
 def _filter(first, last, padded, taps, bias, out):  # type: ignore[no-untyped-def]
-    channels, width = np.uintp(out.shape[0]), np.uintp(out.shape[2])
-    for y in range(np.uintp(first), np.uintp(last)):
+    channels, height, width = out.shape[1:]
+    for i in range(first, last):
         for c in range(channels):
-            total = out[c, y]
-            total[:] = bias[c]
-            for dy in range(np.uintp(5)):
-                row, tap = padded[y + dy], taps[c, dy]
-                for x in range(width):
-                    total[x] += (
-                        tap[0] * row[x] + tap[1] * row[x + _1] + tap[2] * row[x + _2] + tap[3] * row[x + _3]
-                        + tap[4] * row[x + np.uintp(4)]
-                    )  # fmt: skip
+            for y in range(height):
+                total = out[i, c, y]
+                total[:] = bias[c]
+                for dy in range(5):
+                    row, tap = padded[i, y + dy], taps[c, dy]
+                    for x in range(np.uintp(width)):
+                        total[x] += (
+                            tap[0] * row[x] + tap[1] * row[x + _1] + tap[2] * row[x + _2] + tap[3] * row[x + _3]
+                            + tap[4] * row[x + _4]
+                        )  # fmt: skip
 
 
 def warp_by_cells(images: Tensor, flow: Tensor) -> Tensor:
@@ -169,15 +174,15 @@ def mean_around(flow: Tensor, weights: Tensor) -> Tensor:
     padded = np.pad(field, ((0, 0), (0, 0), (reach, reach), (reach, reach)), "edge")
     out = np.empty_like(field)
     for i in range(len(field)):
-        by_rows(_mean_around, field.shape[2], padded[i], share[i], out[i])
+        _mean_around(padded[i], share[i], out[i])
     return torch.from_numpy(out)
 
 
 @njit
-def _mean_around(first, last, padded, share, out):  # type: ignore[no-untyped-def]
+def _mean_around(padded, share, out):  # type: ignore[no-untyped-def]
     columns = np.uintp(out.shape[2])
     size = np.uintp(np.sqrt(share.shape[0]))
-    for i in range(np.uintp(first), np.uintp(last)):
+    for i in range(np.uintp(out.shape[1])):
         u, v = out[0, i], out[1, i]
         u[:] = np.float32(0)
         v[:] = np.float32(0)
@@ -194,59 +199,63 @@ def _mean_around(first, last, padded, share, out):  # type: ignore[no-untyped-de
 
 def correlate(prev: Tensor, curr: Tensor, radius: int, least: float | None = None) -> Tensor:
     """`correlation.correlate` of features (batch, channels, height, width); with ``least``, its `cosines`."""
-    batch, channels, height, width = prev.shape
+    batch, _, height, width = prev.shape
     out = np.empty((batch, (2 * radius + 1) ** 2, height, width), np.float32)
     pair = [features.permute(0, 2, 3, 1).numpy() for features in (prev, curr)]
-    # Whole vectors only: what is left over of a row costs as much as the rest of it. Channels by four, likewise.
-    whole, planes = -(-width // _VECTOR) * _VECTOR, -(-channels // 4) * 4
-    here, there = (np.zeros((height, planes, whole + 2 * margin), np.float32) for margin in (0, radius))
     for i in range(batch):
-        by_rows(_planes, height, pair[0][i], least is not None, np.float32(least or 0), 0, here)
-        by_rows(_planes, height, pair[1][i], least is not None, np.float32(least or 0), radius, there)
-        by_rows(_correlate, height, here, there, radius, out[i])
+        by_rows(
+            _correlate, height, pair[0][i], pair[1][i], radius, least is not None, np.float32(least or 0), out[i]
+        )
     return torch.from_numpy(out)
 
 
 @njit
-def _planes(first, last, features, normalise, least, margin, out):  # type: ignore[no-untyped-def]
-    """Features (height, width, channels), to length 1 if wanted, as (height, channels, margin + width + ...)."""
+def _correlate(first, last, prev, curr, radius, normalise, least, out):  # type: ignore[no-untyped-def]
+    """Products of each cell with those around it, of features (height, width, channels)."""
+    height, width, channels = prev.shape
+    size = np.uintp(2 * radius + 1)
+    # Whole vectors only: what is left over of a row costs as much as the rest of it. Channels by four, likewise.
+    whole, planes = np.uintp(-(-width // 32) * 32), np.uintp(-(-channels // 4) * 4)
+    here = np.zeros((last - first, planes, whole), np.float32)
+    there = np.zeros((last - first + 2 * radius, planes, whole + size - _1), np.float32)  # zeros around the image
+    top = first - radius
+    _planes(first, last, first, prev, normalise, least, 0, here)
+    _planes(max(0, top), min(height, last + radius), top, curr, normalise, least, radius, there)
+    sums = np.empty((size, whole), np.float32)
+    for i in range(np.uintp(last - first)):
+        for dy in range(size):
+            sums[:] = np.float32(0)
+            for c in range(_0, planes, _4):
+                a0, a1, a2, a3 = here[i, c], here[i, c + _1], here[i, c + _2], here[i, c + _3]
+                row = there[i + dy]
+                b0, b1, b2, b3 = row[c], row[c + _1], row[c + _2], row[c + _3]
+                for dx in range(size):
+                    total = sums[dx]
+                    for j in range(whole):
+                        total[j] += (
+                            a0[j] * b0[j + dx] + a1[j] * b1[j + dx] + a2[j] * b2[j + dx] + a3[j] * b3[j + dx]
+                        )
+            for dx in range(size):
+                for j in range(np.uintp(width)):
+                    out[dy * size + dx, i + np.uintp(first), j] = sums[dx, j]
+
+
+@njit
+def _planes(first, last, top, features, normalise, least, margin, out):  # type: ignore[no-untyped-def]
+    """Some rows of features (height, width, channels), to length 1 if wanted, as (rows from ``top`` on, channels,
+    columns after a margin)."""
     width, channels = np.uintp(features.shape[1]), np.uintp(features.shape[2])
     left, factor = np.uintp(margin), np.float32(1)
-    for i in range(np.uintp(first), np.uintp(last)):
+    for i in range(first, last):
+        row, result = features[i], out[i - top]
         for j in range(width):
             if normalise:
                 square = least
                 for c in range(channels):
-                    square += features[i, j, c] * features[i, j, c]
+                    square += row[j, c] * row[j, c]
                 factor = np.float32(1) / np.sqrt(square)
             for c in range(channels):
-                out[i, c, j + left] = features[i, j, c] * factor
-
-
-@njit
-def _correlate(first, last, here, there, radius, out):  # type: ignore[no-untyped-def]
-    """Products of each cell with those around it; ``there`` has a margin of zeros to the left and right."""
-    height, planes, whole = here.shape[0], np.uintp(here.shape[1]), np.uintp(here.shape[2])
-    width, size = np.uintp(out.shape[2]), np.uintp(2 * radius + 1)
-    sums = np.empty((size, whole), np.float32)
-    for i in range(np.uintp(first), np.uintp(last)):
-        for dy in range(size):
-            y = np.intp(i) + np.intp(dy) - radius
-            sums[:] = np.float32(0)
-            if 0 <= y < height:
-                for c in range(_0, planes, np.uintp(4)):
-                    a0, a1, a2, a3 = here[i, c], here[i, c + _1], here[i, c + _2], here[i, c + _3]
-                    row = there[np.uintp(y)]
-                    b0, b1, b2, b3 = row[c], row[c + _1], row[c + _2], row[c + _3]
-                    for dx in range(size):
-                        total = sums[dx]
-                        for j in range(whole):
-                            total[j] += (
-                                a0[j] * b0[j + dx] + a1[j] * b1[j + dx] + a2[j] * b2[j + dx] + a3[j] * b3[j + dx]
-                            )
-            for dx in range(size):
-                for j in range(width):
-                    out[dy * size + dx, i, j] = sums[dx, j]
+                result[c, j + left] = row[j, c] * factor
 
 
 # --- Lucas-Kanade -------------------------------------------------------------------------------------------------
@@ -282,19 +291,16 @@ def _refine_one(
     channels, height, width = here.shape
     rows, columns = height // 4, width // 4
     gradient = np.empty((height, 2, channels, width), np.float32)
-    blocks = np.empty((height // 2, width // 2, 4), np.float32)
     hessian = np.empty((rows, columns, 4), np.float32)
     evidence = np.empty((8, rows, columns), np.float32)
     flow = start.copy()
     total = np.empty_like(flow)
-    by_rows(_gradients, height // 2, here, gradient, blocks)
-    by_rows(_pool, rows, blocks, hessian)
+    by_rows(_hessians, rows, here, gradient, hessian)
     pooled = np.empty((rows, columns, 4), np.float32)
     for step in range(steps):
         np.add(predicted, flow, out=total)
-        by_rows(_misfits, height // 2, here, there, gradient, total, np.float32(outlier), blocks)
-        by_rows(_pool, rows, blocks, pooled)
-        by_rows(_update, rows, hessian, pooled, np.float32(damping), flow)
+        learned = np.float32(damping), np.float32(outlier)
+        by_rows(_step, rows, here, there, gradient, hessian, total, *learned, pooled, flow)
         if step == 0:
             evidence[0], evidence[1] = pooled[..., 2], pooled[..., 3]
     evidence[2], evidence[3] = pooled[..., 2], pooled[..., 3]
@@ -330,6 +336,25 @@ def by_strips(kernel: Callable[..., None], rows: int, least: int, *arguments: An
 
 
 @njit
+def _hessians(first, last, here, gradient, hessian):  # type: ignore[no-untyped-def]
+    """Gradients, and their products around each cell of some rows (at the edge of a strip twice, but alike)."""
+    top, bottom = max(0, 2 * first - 1), min(here.shape[1] // 2, 2 * last + 1)  # of blocks of 2x2 that these see
+    blocks = np.empty((bottom - top, here.shape[2] // 2, 4), np.float32)
+    _gradients(top, bottom, here, gradient, blocks)
+    _pool(first, last, top, blocks, hessian)
+
+
+@njit
+def _step(first, last, here, there, gradient, hessian, total, damping, outlier, pooled, flow):  # type: ignore[no-untyped-def]
+    """One step at each cell of some rows, from the flow ``total`` of all cells; ``flow`` changes."""
+    top, bottom = max(0, 2 * first - 1), min(here.shape[1] // 2, 2 * last + 1)
+    blocks = np.empty((bottom - top, here.shape[2] // 2, 4), np.float32)
+    _misfits(top, bottom, here, there, gradient, total, outlier, blocks)
+    _pool(first, last, top, blocks, pooled)
+    _update(first, last, hessian, pooled, damping, flow)
+
+
+@njit
 def _gradients(first, last, here, gradient, blocks):  # type: ignore[no-untyped-def]
     """Central differences, and their products summed over 2x2 pixels."""
     channels, height, width = np.uintp(here.shape[0]), np.uintp(here.shape[1]), np.uintp(here.shape[2])
@@ -351,19 +376,20 @@ def _gradients(first, last, here, gradient, blocks):  # type: ignore[no-untyped-
                     xx[x] += gx[x] * gx[x]
                     xy[x] += gx[x] * gy[x]
                     yy[x] += gy[x] * gy[x]
+        sums = blocks[i - np.uintp(first)]
         for j in range(width // _2):
-            blocks[i, j, 0] = xx[_2 * j] + xx[_2 * j + _1]
-            blocks[i, j, 1] = xy[_2 * j] + xy[_2 * j + _1]
-            blocks[i, j, 2] = yy[_2 * j] + yy[_2 * j + _1]
-            blocks[i, j, 3] = 4
+            sums[j, 0] = xx[_2 * j] + xx[_2 * j + _1]
+            sums[j, 1] = xy[_2 * j] + xy[_2 * j + _1]
+            sums[j, 2] = yy[_2 * j] + yy[_2 * j + _1]
+            sums[j, 3] = 4
 
 
 @njit
-def _pool(first, last, blocks, out):  # type: ignore[no-untyped-def]
-    """Mean of the 8x8 pixels around each cell of 4x4; sums over 2x2 are given."""
+def _pool(first, last, start, blocks, out):  # type: ignore[no-untyped-def]
+    """Mean of the 8x8 pixels around each cell of 4x4; sums over 2x2 are given, from row ``start`` on."""
     rows, columns = blocks.shape[0], blocks.shape[1]
     for i in range(first, last):
-        top, bottom = max(0, 2 * i - 1), min(rows, 2 * i + 3)
+        top, bottom = max(0, 2 * i - 1 - start), min(rows, 2 * i + 3 - start)
         for j in range(out.shape[1]):
             left, right = max(0, 2 * j - 1), min(columns, 2 * j + 3)
             a, b, c, d = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
@@ -421,7 +447,7 @@ def _misfits(first, last, here, there, gradient, total, outlier, blocks):  # typ
                 sums[3, x] += trust[x]
         for j in range(width // _2):
             for k in range(4):
-                blocks[i, j, k] = sums[k, _2 * j] + sums[k, _2 * j + _1]
+                blocks[i - np.uintp(first), j, k] = sums[k, _2 * j] + sums[k, _2 * j + _1]
 
 
 @njit
