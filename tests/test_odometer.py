@@ -10,13 +10,22 @@ import numpy as np
 import pytest
 import torch
 
+from convlstm_vo import cli
 from convlstm_vo.geometry import se3
 from convlstm_vo.geometry.camera import Camera
 from convlstm_vo.geometry.trajectory import read_kitti, read_tum
+from convlstm_vo.models import kernels
 from convlstm_vo.models.checkpoint import save_checkpoint
 from convlstm_vo.models.config import preset
 from convlstm_vo.models.network import OdometryNet
-from convlstm_vo.odometer import OdometryError, TrackedFrame, VisualOdometry, estimate_trajectory
+from convlstm_vo.odometer import (
+    COMPILING,
+    OdometryError,
+    TrackedFrame,
+    VisualOdometry,
+    compiles_first,
+    estimate_trajectory,
+)
 from convlstm_vo.recorder import PathSketch, TrajectoryFile
 from convlstm_vo.sequences.base import Frame
 from convlstm_vo.sequences.kitti import KittiSequence
@@ -71,6 +80,24 @@ def test_the_state_is_carried_until_it_is_reset(sequence: KittiSequence) -> None
     carried = [t.T_prev_curr for t in VisualOdometry(NET, sequence.camera).stream(sequence)][1:]
     np.testing.assert_allclose(forgetful[0], carried[0], atol=1e-7)
     assert not np.allclose(forgetful[-1], carried[-1], atol=1e-5)
+
+
+def test_a_network_that_has_warmed_up_begins_afresh() -> None:
+    camera = Camera(360.0, 360.0, 160.0, 60.0, height=120, width=320)
+    noise = np.random.default_rng(1).integers(0, 256, (2, 120, 320), dtype=np.uint8)
+    frames = [Frame(image, i / 10, i) for i, image in enumerate(noise)]
+    warm, cold = (VisualOdometry.from_checkpoint(camera=camera) for _ in range(2))
+    warm.warm_up()
+    assert not compiles_first(warm.net) and not compiles_first(NET)
+    for one, other in zip(warm.stream(frames), cold.stream(frames), strict=True):
+        np.testing.assert_array_equal(one.T_world_camera, other.T_world_camera)
+
+
+def test_the_user_is_told_of_what_is_compiled_first(sequence, tmp_path, monkeypatch, capfd) -> None:
+    monkeypatch.setattr(kernels, "compiled", lambda: False)
+    cli.main(["run", str(sequence.root / "sequences" / "00"), "--out", str(tmp_path)])
+    assert COMPILING in capfd.readouterr().err
+    assert read_kitti(tmp_path / "trajectory.txt").T_world_camera.shape == (9, 4, 4)
 
 
 def test_a_checkpoint_gives_the_same_trajectory(sequence: KittiSequence, tmp_path: Path) -> None:

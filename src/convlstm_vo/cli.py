@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from convlstm_vo.calibration import VehicleCalibration
     from convlstm_vo.geometry.camera import Camera
+    from convlstm_vo.odometer import VisualOdometry
     from convlstm_vo.sequences.base import Stream
     from convlstm_vo.training.config import TrainConfig
 
@@ -240,6 +241,7 @@ def run(argv: list[str]) -> None:
         device=options.device,
         calibration=_vehicle(options.camera_height, options.calibration),
     )
+    _compile_first(odometer)
     out = options.out or Path("runs") / stream.name
     total = len(stream) if isinstance(stream, Sequence) else getattr(stream, "approximate_length", None)
     sketch, seconds, count, lost, guessed = PathSketch(), 0.0, 0, 0, 0
@@ -270,6 +272,15 @@ def run(argv: list[str]) -> None:
                 )
             if odometer.calibration is not None:
                 odometer.calibration.write(out / "calibration.json")
+
+
+def _compile_first(odometer: VisualOdometry) -> None:
+    """Before a camera's first frame, not at it."""
+    from convlstm_vo.odometer import COMPILING, compiles_first
+
+    if compiles_first(odometer.net):
+        print(COMPILING, file=sys.stderr, flush=True)
+        odometer.warm_up()
 
 
 def _vehicle(camera_height: float | None, calibration: Path | None) -> VehicleCalibration | None:
@@ -331,6 +342,7 @@ def calibrate(argv: list[str]) -> None:
     stream = _open(options)
     start = VehicleCalibration(options.camera_height)
     odometer = VisualOdometry.from_checkpoint(camera=stream.camera, calibration=start)
+    _compile_first(odometer)
     driven, lost, guessed, poses = 0.0, 0, 0, []
     for tracked in odometer.stream(stream):
         poses.append(tracked.T_world_camera)

@@ -18,6 +18,7 @@ from convlstm_vo.errors import ConvlstmVoError
 from convlstm_vo.geometry import se3
 from convlstm_vo.geometry.camera import Camera
 from convlstm_vo.geometry.trajectory import Trajectory
+from convlstm_vo.models import kernels
 from convlstm_vo.models.cells import State
 from convlstm_vo.models.checkpoint import DEFAULT_CHECKPOINT, Network, load_checkpoint
 from convlstm_vo.models.geometric import LEAST_CONTRAST, LEAST_EVIDENCE, GeometricNet, Memory
@@ -25,6 +26,7 @@ from convlstm_vo.sequences.base import Frame, Stream, fit_image
 
 _FOCAL_PX = 363.6  # at which the default network sees: half of KITTI's size
 _MOST_COLUMNS, _MOST_ROWS = 1024, 448
+COMPILING = "The first run on a machine compiles the network's inner loops, which takes up to a minute."
 Status = Literal["ok", "lost", "frozen"]
 
 
@@ -106,6 +108,14 @@ class VisualOdometry:
         self._state: State | None = None
         self._previous: Tensor | None = None
         self._T_world_camera: NDArray[np.float64] = np.eye(4)
+
+    def warm_up(self) -> None:
+        """Track three frames of noise and forget them: all is then compiled and loaded before a real one comes."""
+        rng = np.random.default_rng(0)
+        size = self.camera.height, self.camera.width
+        for index in range(3):
+            self.track(Frame(rng.integers(0, 256, size, dtype=np.uint8), index / 10, index))
+        self.reset()
 
     @property
     def calibration(self) -> VehicleCalibration | None:
@@ -193,6 +203,11 @@ class VisualOdometry:
     def stream(self, frames: Iterable[Frame]) -> Iterator[TrackedFrame]:
         """`track` each frame of a stream as it comes."""
         return (self.track(frame) for frame in frames)
+
+
+def compiles_first(net: Network) -> bool:
+    """Whether the first frame of this network takes up to a minute, in which its loops are compiled for ever."""
+    return isinstance(net, GeometricNet) and next(net.parameters()).device.type == "cpu" and not kernels.compiled()
 
 
 def working_size(camera: Camera) -> tuple[int, int]:

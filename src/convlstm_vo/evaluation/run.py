@@ -13,7 +13,7 @@ from convlstm_vo.evaluation.evaluate import Estimator, evaluate_sequences, save_
 from convlstm_vo.evaluation.report import results_table, write_report
 from convlstm_vo.geometry.trajectory import Trajectory
 from convlstm_vo.models.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint
-from convlstm_vo.odometer import estimate_trajectory
+from convlstm_vo.odometer import COMPILING, compiles_first, estimate_trajectory
 from convlstm_vo.progress import progress
 from convlstm_vo.sequences.base import Sequence
 from convlstm_vo.sequences.kitti import open_kitti
@@ -73,6 +73,8 @@ def run_evaluation(options: EvaluateOptions, command: str) -> Path:
 def _estimator(options: EvaluateOptions) -> Estimator:
     """A function from a sequence to its estimated trajectory."""
     net = load_checkpoint(options.checkpoint or DEFAULT_CHECKPOINT)
+    if compiles_first(net):
+        print(COMPILING)
     vehicle = None if options.camera_height is None else VehicleCalibration(options.camera_height)
 
     def estimate(sequence: Sequence) -> Trajectory:

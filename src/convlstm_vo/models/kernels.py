@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -33,6 +34,11 @@ def usable(*tensors: Tensor) -> bool:
     return all(
         t.device.type == "cpu" and t.dtype == torch.float32 and not (wanted and t.requires_grad) for t in tensors
     )
+
+
+def compiled() -> bool:
+    """Whether this machine has compiled the kernels before; if not, the first frame takes up to a minute."""
+    return any(Path(_step.stats.cache_path).glob("kernels._step-*.nbi"))
 
 
 # --- images -------------------------------------------------------------------------------------------------------
@@ -201,7 +207,7 @@ def correlate(prev: Tensor, curr: Tensor, radius: int, least: float | None = Non
     """`correlation.correlate` of features (batch, channels, height, width); with ``least``, its `cosines`."""
     batch, _, height, width = prev.shape
     out = np.empty((batch, (2 * radius + 1) ** 2, height, width), np.float32)
-    pair = [features.permute(0, 2, 3, 1).numpy() for features in (prev, curr)]
+    pair = [np.ascontiguousarray(features.permute(0, 2, 3, 1).numpy()) for features in (prev, curr)]
     for i in range(batch):
         by_rows(
             _correlate, height, pair[0][i], pair[1][i], radius, least is not None, np.float32(least or 0), out[i]
