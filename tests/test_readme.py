@@ -71,6 +71,8 @@ def test_every_option_that_it_names_exists(capsys: pytest.CaptureFixture[str]) -
             cli.main([verb, "--help"])
         assert stopped.value.code == 0
         known += capsys.readouterr().out.replace("_", "-")
+    for name in set(re.findall(r"python (benchmarks/\w+\.py) [^`]*--", README)):
+        known += run([str(ROOT / name), "--help"], ROOT)
     for option in set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", README)):
         assert option.replace("_", "-") in known, option
 
