@@ -468,17 +468,17 @@ def _row(y, cells, out):  # type: ignore[no-untyped-def]
     half, quarter, eighth = np.float32(0.5), np.float32(0.25), np.float32(0.125)
     rows, columns = np.uintp(cells.shape[0]), np.uintp(cells.shape[1])
     y0, y1, wy = _between((y + half) * quarter - half, rows - _1)
-    row = np.empty(columns + np.uintp(2), np.float32)  # of cells, with those at its ends twice
+    row = np.empty(columns + _2, np.float32)  # of cells, with those at its ends twice
     for j in range(columns):
         row[j + _1] = cells[y0, j] + wy * (cells[y1, j] - cells[y0, j])
     row[_0], row[columns + _1] = row[_1], row[columns]
     for j in range(columns):
-        before, here, after = row[j], row[j + _1], row[j + np.uintp(2)]
-        x = np.uintp(4) * j
+        before, here, after = row[j], row[j + _1], row[j + _2]
+        x = _4 * j
         out[x] = here + np.float32(3) * eighth * (before - here)
         out[x + _1] = here + eighth * (before - here)
-        out[x + np.uintp(2)] = here + eighth * (after - here)
-        out[x + np.uintp(3)] = here + np.float32(3) * eighth * (after - here)
+        out[x + _2] = here + eighth * (after - here)
+        out[x + _3] = here + np.float32(3) * eighth * (after - here)
 
 
 @njit
