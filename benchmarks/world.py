@@ -4,7 +4,7 @@
 
 Speed: frames a second at 620x188 of all cores, in processes as `convlstm-vo simulate` uses them, warm, on streets
 that are already built, poses only and with depth, flow and mask. CPU time a frame is also given, since a shared
-machine's wall time says little.
+machine's wall time says little. Vertical curvature: of crests, dips and ramps, over 40 m, of paths usual and hilly.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 
 from convlstm_vo.geometry.trajectory import read_kitti
-from convlstm_vo.world import KITTI_CAMERA, WorldSequence
+from convlstm_vo.world import KITTI_CAMERA, WorldSequence, make_plan
 
 CAMERA = KITTI_CAMERA.resized(height=188, width=620)
 KINDS = ("town", "country", "motorway")
@@ -103,6 +103,35 @@ def dynamics(kitti: Path, count: int, frames: int) -> tuple[dict[str, Any], dict
     return table, raw
 
 
+def vertical_curvature(places: np.ndarray, span_m: float = 40.0) -> np.ndarray:
+    """Of a path (n, 3) of places, y down: by parabolas over so many metres, every 5 m; 1/m, positive in a dip."""
+    s = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(places, axis=0), axis=1))])
+    moved = np.concatenate([[True], np.diff(s) > 0.05])  # a car that stands goes nowhere
+    at = np.arange(0.0, s[-1], 1.0)
+    height, half = -np.interp(at, s[moved], places[moved, 1]), round(span_m / 2)
+    x = np.arange(-half, half + 1.0)
+    bend = np.linalg.pinv(np.stack([np.ones_like(x), x, x * x / 2], 1))[2]
+    return np.array([bend @ height[i - half : i + half + 1] for i in range(half, len(at) - half, 5)])
+
+
+def profiles(kitti: Path, count: int) -> dict[str, list[float]]:
+    """Percentiles 50, 75, 90, 97 of the amount of vertical curvature, 1/km: of KITTI's drives, and of paths."""
+    drives: dict[str, list[np.ndarray]] = {}
+    if kitti.is_dir():
+        paths = {path.stem: read_kitti(path).positions_xyz for path in sorted(kitti.glob("[01][0-9].txt"))}
+        drives = {"kitti 00-10": list(paths.values()), "kitti 01 (motorway)": [paths["01"]]}
+    for hilly in (False, True):
+        for kind in ("town", "country", "motorway"):
+            lines = [make_plan(5_000_000 + k, kind, 600.0, hilly=hilly).path for k in range(count)]
+            name = f"{kind}{', hilly' if hilly else ''}"
+            drives[name] = [np.stack([line.x, line.y, line.z], 1) for line in lines]
+    each = {name: np.concatenate([vertical_curvature(places) for places in all_]) for name, all_ in drives.items()}
+    return {
+        name: (1000 * np.percentile(np.abs(values), [50, 75, 90, 97])).round(2).tolist()
+        for name, values in each.items()
+    }
+
+
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
     """Area that two histograms share, 0 to 1."""
     both = np.concatenate([a, b])
@@ -147,6 +176,10 @@ def main() -> None:
     for key, rows in results["dynamics"].items():
         for name, value in rows.items():
             print(f"{key:16} {name:12} {value}")
+    print("vertical curvature, 1/km, percentiles 50, 75, 90, 97 of its amount")
+    results["vertical curvature"] = profiles(options.kitti_poses, 60)
+    for name, value in results["vertical curvature"].items():
+        print(f"{name:24} {value}")
     if options.plot:
         plot(raw, options.plot)
     if options.json:

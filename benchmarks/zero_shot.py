@@ -106,14 +106,21 @@ def measure(
 
 
 def unseen_streets(
-    count: int, frames: int, traffic: TrafficKind = "usual", cross_slope: bool = False
+    count: int, frames: int, traffic: TrafficKind = "usual", cross_slope: bool = False, hilly: bool = False
 ) -> list[Sequence]:
     """Drives of all kinds, up to 130 km/h, seen by KITTI's camera; those that hardly move are left out."""
     drives: list[Sequence] = []
     seed = FIRST_SEED
     while len(drives) < count:
         kind = ROADS[seed % 3]
-        drive = WorldSequence(seed, frames=frames, kind=kind, traffic=traffic, cross_slope=cross_slope)  # type: ignore[arg-type]
+        drive = WorldSequence(
+            seed,
+            frames=frames,
+            kind=kind,  # type: ignore[arg-type]
+            traffic=traffic,
+            cross_slope=cross_slope,
+            hilly=hilly,
+        )
         seed += 1
         if drive.trajectory.distances_m[-1] > 30:
             drives.append(drive)
@@ -129,6 +136,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=120)
     parser.add_argument("--traffic", choices=["usual", "heavy"], default="usual", help="on streets")
     parser.add_argument("--cross-slope", action="store_true", help="streets that are not level across")
+    parser.add_argument("--hilly", action="store_true", help="streets that rise and fall as KITTI's do")
     parser.add_argument("--lengths", type=float, nargs="+", default=[20.0, 40.0, 100.0], help="of segments, metres")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -152,7 +160,9 @@ def main() -> None:
                 f"{name:30}", "  ".join(f"{clip} {v[0]:.2f}/{v[1]:.2f} ({v[2]:+.1f} %)" for clip, v in row.items())
             )
     if options.streets:
-        drives = unseen_streets(options.streets, options.frames, options.traffic, options.cross_slope)
+        drives = unseen_streets(
+            options.streets, options.frames, options.traffic, options.cross_slope, options.hilly
+        )
         with progress("Unseen streets", sum(map(len, drives))) as advance:
             lengths = dict.fromkeys((drive.name for drive in drives), tuple(options.lengths))
             row = measure(drives, lambda s: estimate_trajectory(net, s, advance), lengths)
@@ -160,6 +170,7 @@ def main() -> None:
         values = np.array(list(row.values()))
         mean, median = values.mean(0), np.median(values, 0)
         across = "cross slope" if options.cross_slope else "level across"
+        across += ", hilly" if options.hilly else ""
         print(f"unseen streets, {options.traffic} traffic, {across}, {len(row)} drives of {options.frames} frames")
         print(f"  mean t_rel {mean[0]:.2f} %, r_rel {mean[1]:.2f}; median {median[0]:.2f} %, {median[1]:.2f}")
         print(f"  scale bias {mean[2]:+.2f} %, spread {values[:, 2].std():.2f}")

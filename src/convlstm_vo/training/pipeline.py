@@ -22,7 +22,7 @@ from convlstm_vo.training.geometric import WeighConfig, train_weights
 from convlstm_vo.training.rendered import RenderedDrive, open_drive, render_drives
 
 # Far from the streets of `simulate` and from each other.
-_UNSEEN_SEED, _SEED, _HEAVY_SEED, _LEANING_SEED = 9_000_000, 2_000_000, 2_500_000, 2_700_000
+_UNSEEN_SEED, _SEED, _HEAVY_SEED, _LEANING_SEED, _HILLY_SEED = 9_000_000, 2_000_000, 2_500_000, 2_700_000, 2_800_000
 _OF_BOTH = ("out", "seed", "threads", "finetune")  # options; the others are for training from nothing
 
 
@@ -49,6 +49,8 @@ class GeometricOptions:
     """More of them, in heavy traffic: what moves with the camera must not be taken for the horizon."""
     leaning_drives: int = 100
     """More of them, on roads that are not level across: their two sides are not one plane."""
+    hilly_drives: int = 100
+    """More of them, on roads that rise and fall as KITTI's do and are not level across either."""
     weigh_steps: int = 3000
     """Updates of the weights."""
     seed: int = 0
@@ -73,7 +75,7 @@ class GeometricOptions:
                 raise TrainError(
                     f"--{field.name.replace('_', '-')}: is for training from nothing; leave it out with --finetune"
                 )
-            least = 0 if field.name in ("seed", "heavy_drives", "leaning_drives") else 1
+            least = 0 if field.name in ("seed", "heavy_drives", "leaning_drives", "hilly_drives") else 1
             if isinstance(value, int) and value < least:
                 raise TrainError(f"--{field.name.replace('_', '-')} {value}: must be at least {least}")
         if self.height % 8 or self.width % 8:
@@ -89,6 +91,7 @@ def run_geometric(options: GeometricOptions) -> Path:
     unseen = _drives(options, "unseen", _UNSEEN_SEED, options.unseen)
     heavy = _drives(options, "heavy", _HEAVY_SEED, options.heavy_drives, traffic="heavy")
     leaning = _drives(options, "leaning", _LEANING_SEED, options.leaning_drives, cross_slope=True)
+    hilly = _drives(options, "hilly", _HILLY_SEED, options.hilly_drives, cross_slope=True, hilly=True)
     config = FlowConfig(steps=options.flow_steps, batch_size=options.flow_batch, seed=options.seed)
     device = "cuda" if options.device == "auto" and torch.cuda.is_available() else "cpu"
     flow = train_flow(config, drives, unseen, options.out, device)
@@ -97,7 +100,7 @@ def run_geometric(options: GeometricOptions) -> Path:
     assert isinstance(net, GeometricNet)
     net.flow.load_state_dict(flow.state_dict())
     net.flow.requires_grad_(False)
-    chosen = [*drives[: options.weigh_drives], *heavy, *leaning]
+    chosen = [*drives[: options.weigh_drives], *heavy, *leaning, *hilly]
     folder, workers = options.out / "cells", os.cpu_count() or 1
     with progress("Flow of drives", len(chosen) + len(unseen)) as advance:
         cells = cache_cells(flow, chosen, folder / "train", 0, workers=workers, advance=advance)

@@ -282,16 +282,35 @@ def _open_parts(rng: np.random.Generator, length_m: float, kind: StreetKind) -> 
     return parts
 
 
-def _slopes(rng: np.random.Generator, s: Array, kind: StreetKind, turns: Array) -> Array:
+def _slopes(
+    rng: np.random.Generator, s: Array, kind: StreetKind, turns: Array, hills: np.random.Generator | None
+) -> Array:
     """Slope along the path: it changes every 40 m or so, and is none at junctions, where roads must meet."""
     steep = {"town": 0.03, "country": 0.07, "motorway": 0.035}[kind] * rng.random()
     spacing = {"town": 35.0, "country": 45.0, "motorway": 120.0}[kind]
     knots = np.arange(-1.0, s[-1] / spacing + 2) * spacing
     slope = interpolate(s, knots, steep * (2 * rng.random(len(knots)) - 1))
+    if hills is not None:
+        slope = _hilly(hills, s, kind)
     for begin, end in turns:
         away = np.maximum(np.maximum(begin - s, s - end), 0.0)
         slope = slope * np.clip((away - 12.0) / 20.0, 0.0, 1.0)
     return slope
+
+
+def _hilly(rng: np.random.Generator, s: Array, kind: StreetKind) -> Array:
+    """Slope along a path that rises and falls as KITTI's roads do, in crests, dips and ramps of 15 to 120 m.
+
+    Their curvature, over 40 m, has KITTI's percentiles (`benchmarks/world.py`), which has flat streets and steep
+    ones. What a ruler laid on the road ahead is off by grows with its square: at 20 m, 0.002 / m is 0.4 m.
+    """
+    steepest = {"town": 0.11, "country": 0.12, "motorway": 0.07}[kind]
+    u = rng.random()
+    steep = steepest * (0.1 + 0.9 * u * u)
+    short, long = {"town": (15.0, 60.0), "country": (15.0, 60.0), "motorway": (25.0, 120.0)}[kind]
+    lengths = short + (long - short) * rng.random(round(s[-1] / short) + 3)
+    knots = np.cumsum(lengths) - lengths[0] - long
+    return interpolate(s, knots, steep * (2 * rng.random(len(knots)) - 1))
 
 
 def _extended(line: Line, before: float, after: float) -> Line:
@@ -335,7 +354,9 @@ def _meeting(a: Leg, b: Leg) -> tuple[float, float, float]:
     return ax + t * sa, ay, az + t * ca
 
 
-def make_plan(seed: int, kind: StreetKind, length_m: float, *, cross_slope: bool = False) -> Plan:
+def make_plan(
+    seed: int, kind: StreetKind, length_m: float, *, cross_slope: bool = False, hilly: bool = False
+) -> Plan:
     """Draw path and roads for a drive of at least ``length_m``, bit for bit the same for a seed.
 
     A path that crosses one of its other roads at another height, which of long ones a few do, is drawn again.
@@ -343,13 +364,15 @@ def make_plan(seed: int, kind: StreetKind, length_m: float, *, cross_slope: bool
     Args:
         cross_slope: roads that fall from their middle to their edges and lean into bends, in open country with
             banks and kerbs beside them, in place of level ones.
+        hilly: roads that rise and fall as KITTI's do, in place of gentler ones.
     """
     rng, across = generator(seed, 1), generator(seed, 9) if cross_slope else None
-    plan = _draw_plan(rng, kind, length_m, across)
+    hills = generator(seed, 10) if hilly else None
+    plan = _draw_plan(rng, kind, length_m, across, hills)
     for _ in range(_MOST_DRAWS):
         if not _passes_through_a_road(plan):
             break
-        plan = _draw_plan(rng, kind, length_m, across)
+        plan = _draw_plan(rng, kind, length_m, across, hills)
     return plan
 
 
@@ -420,7 +443,11 @@ def _banks(rng: np.random.Generator, s: Array, kind: StreetKind) -> tuple[Array,
 
 
 def _draw_plan(
-    rng: np.random.Generator, kind: StreetKind, length_m: float, across: np.random.Generator | None
+    rng: np.random.Generator,
+    kind: StreetKind,
+    length_m: float,
+    across: np.random.Generator | None,
+    hills: np.random.Generator | None,
 ) -> Plan:
     parts = _town_parts(rng, length_m) if kind == "town" else _open_parts(rng, length_m, kind)
     parts = [(np.zeros(round(30 / STEP_M)), False), *parts, (np.zeros(round(60 / STEP_M)), False)]
@@ -431,7 +458,7 @@ def _draw_plan(
     ]
     turns = np.array(spans, dtype=np.float64).reshape(-1, 2)
     s: Array = np.arange(len(kappa), dtype=np.float64) * STEP_M
-    path = trace(kappa, _slopes(rng, s, kind, turns))
+    path = trace(kappa, _slopes(rng, s, kind, turns, hills))
     lane = {"town": 1.75, "country": 1.6, "motorway": 1.9}[kind]
     widths = {"town": (4.6, 6.4), "country": (2.9, 3.6), "motorway": (5.6, 5.8)}[kind]
     if across is not None:

@@ -72,6 +72,8 @@ class SimulateConfig:
     """"heavy": a lorry or a car close ahead, and a full lane beside."""
     cross_slope: bool = False
     """Roads fall to their edges for the rain and lean into bends, as real ones do; banks and kerbs beside them."""
+    hilly: bool = False
+    """Roads rise and fall as sharply as KITTI's do, in crests, dips and ramps of 15 to 120 m."""
     fps: float = 10.0
     """Frames a second."""
     depth: bool = False
@@ -115,6 +117,7 @@ class SimulateConfig:
             distortion=Distortion(*self.distortion),
             traffic=self.traffic,
             cross_slope=self.cross_slope,
+            hilly=self.hilly,
             name=self.name(number),
         )
 
@@ -186,7 +189,7 @@ def _identity(config: SimulateConfig) -> dict[str, Any]:
     """Everything that the content depends on."""
     values = dataclasses.asdict(config)
     del values["out"], values["workers"]
-    for name in ("traffic", "cross_slope"):
+    for name in ("traffic", "cross_slope", "hilly"):
         if values[name] == SimulateConfig.__dataclass_fields__[name].default:
             del values[name]  # folders of before the option have no such key
     return {"made_by": "convlstm-vo simulate", **values}
