@@ -326,6 +326,7 @@ def test_trains_from_nothing_and_continues(tmp_path):
         weigh_drives=1,
         heavy_drives=1,
         leaning_drives=1,
+        hilly_drives=1,
         weigh_steps=2,
         height=64,
         width=320,
