@@ -119,7 +119,9 @@ def profiles(kitti: Path, count: int) -> dict[str, list[float]]:
     drives: dict[str, list[np.ndarray]] = {}
     if kitti.is_dir():
         paths = {path.stem: read_kitti(path).positions_xyz for path in sorted(kitti.glob("[01][0-9].txt"))}
-        drives = {"kitti 00-10": list(paths.values()), "kitti 01 (motorway)": [paths["01"]]}
+        drives = {"kitti 00-10": list(paths.values())} if paths else {}
+        if "01" in paths:
+            drives["kitti 01 (motorway)"] = [paths["01"]]
     for hilly in (False, True):
         for kind in ("town", "country", "motorway"):
             lines = [make_plan(5_000_000 + k, kind, 600.0, hilly=hilly).path for k in range(count)]

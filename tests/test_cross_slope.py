@@ -140,17 +140,17 @@ def test_the_option_changes_what_is_seen_and_not_where_the_car_is() -> None:
     assert (level[2].image != leaning[2].image).mean() > 0.02
 
 
-def test_simulate_has_the_option(tmp_path) -> None:
-    config = SimulateConfig(
-        out=tmp_path / "a", frames=2, seed=3, road="country", cross_slope=True, height=96, width=320, workers=1
-    )
+@pytest.mark.parametrize("option", ["cross_slope", "hilly"])
+def test_simulate_has_the_option(tmp_path, option) -> None:
+    config = SimulateConfig(out=tmp_path / "a", frames=2, seed=3, road="country", height=96, width=320, workers=1)
+    config = dataclasses.replace(config, **{option: True})
     simulate(config, progress=False)
-    sequence, level = (
-        WorldSequence(3, frames=2, kind="country", cross_slope=across, camera=config.camera)
-        for across in (True, False)
+    drawn, usual = (
+        WorldSequence(3, frames=2, kind="country", camera=config.camera, **{option: value})
+        for value in (True, False)
     )
     poses = np.loadtxt(tmp_path / "a" / "poses" / "00.txt").reshape(-1, 3, 4)
-    np.testing.assert_allclose(poses, sequence.trajectory.T_world_camera[:, :3], atol=1e-6)
-    assert np.abs(poses - level.trajectory.T_world_camera[:, :3]).max() > 1e-5
+    np.testing.assert_allclose(poses, drawn.trajectory.T_world_camera[:, :3], atol=1e-6)
+    assert np.abs(poses - usual.trajectory.T_world_camera[:, :3]).max() > 1e-5
     with pytest.raises(WorldError, match="other options"):  # a folder holds one kind of street
-        simulate(dataclasses.replace(config, cross_slope=False), progress=False)
+        simulate(dataclasses.replace(config, **{option: False}), progress=False)

@@ -1,6 +1,5 @@
 """Roads that rise and fall as KITTI's do: how sharply, and that nothing else is changed by it."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 
 from convlstm_vo.geometry.camera import Camera
 from convlstm_vo.geometry.trajectory import read_kitti
-from convlstm_vo.world import SimulateConfig, WorldError, WorldSequence, make_plan, simulate
+from convlstm_vo.world import WorldSequence, make_plan
 
 SMALL = Camera(181.8, 181.8, 159.5, 47.5, height=96, width=320)
 KINDS = ("town", "country", "motorway")
@@ -65,18 +64,3 @@ def test_the_option_changes_what_is_seen() -> None:
     gentle, hilly = (WorldSequence(3, frames=4, kind="country", camera=SMALL, hilly=h) for h in (False, True))
     np.testing.assert_array_equal(gentle.drive.road_s, hilly.drive.road_s)
     assert (gentle[2].image != hilly[2].image).mean() > 0.02
-
-
-def test_simulate_has_the_option(tmp_path) -> None:
-    config = SimulateConfig(
-        out=tmp_path / "a", frames=2, seed=3, road="country", hilly=True, height=96, width=320, workers=1
-    )
-    simulate(config, progress=False)
-    hilly, gentle = (
-        WorldSequence(3, frames=2, kind="country", hilly=h, camera=config.camera) for h in (True, False)
-    )
-    poses = np.loadtxt(tmp_path / "a" / "poses" / "00.txt").reshape(-1, 3, 4)
-    np.testing.assert_allclose(poses, hilly.trajectory.T_world_camera[:, :3], atol=1e-6)
-    assert np.abs(poses - gentle.trajectory.T_world_camera[:, :3]).max() > 1e-5
-    with pytest.raises(WorldError, match="other options"):  # a folder holds one kind of street
-        simulate(dataclasses.replace(config, hilly=False), progress=False)

@@ -93,9 +93,7 @@ def run_geometric(options: GeometricOptions) -> Path:
     unseen = _drives(options, "unseen", _UNSEEN_SEED, options.unseen)
     heavy = _drives(options, "heavy", _HEAVY_SEED, options.heavy_drives, traffic="heavy")
     leaning = _drives(options, "leaning", _LEANING_SEED, options.leaning_drives, cross_slope=True)
-    hilly = []
-    if options.hilly_drives:
-        hilly = _drives(options, "hilly", _HILLY_SEED, options.hilly_drives, cross_slope=True, hilly=True)
+    hilly = _drives(options, "hilly", _HILLY_SEED, options.hilly_drives, cross_slope=True, hilly=True)
     config = FlowConfig(steps=options.flow_steps, batch_size=options.flow_batch, seed=options.seed)
     device = "cuda" if options.device == "auto" and torch.cuda.is_available() else "cpu"
     flow = train_flow(config, drives, unseen, options.out, device)
@@ -115,6 +113,8 @@ def run_geometric(options: GeometricOptions) -> Path:
 
 
 def _drives(options: GeometricOptions, name: str, first: int, count: int, **world: Any) -> list[RenderedDrive]:
+    if not count:
+        return []
     with progress(f"Streets ({name})", count) as advance:
         paths = render_drives(
             options.out / "drives" / name,
