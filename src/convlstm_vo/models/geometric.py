@@ -64,6 +64,12 @@ LEAST_ROAD = 0.006  # standard deviation of the way by the road alone, camera he
 # On unseen streets and junctions the way is wrong by some 15 times that standard deviation, and by more than a
 # tenth where it is also as large as this: in camera heights, and as a share of the way.
 _ROAD_ERROR, _VAGUE_ROAD, _VAGUE_SHARE = 15.0, 0.0005, 0.002
+# By what the rules on traffic, loss and search judge: the flow's error across and along, in units of what it says
+# itself, and how much the way changes in a frame (and by a share of it). The solver's own, learned values are near
+# these, but a longer training moves them, and a rule must not hang on that.
+_OFF_ACROSS, _OFF_ALONG = 2.0, 3.2
+_CHANGE, _CHANGE_SHARE = 0.08, 0.5
+_HEARD = 0.01  # standard deviation of the way by the road, of its usual change, from which on the road is not heard
 
 
 @dataclasses.dataclass
@@ -328,7 +334,7 @@ class GeometricNet(nn.Module):
         rendered streets with usual and heavy traffic; others near them find as many.)
         """
         r, sigma, sure, fit = self._fit_across(cells, estimate)
-        in_sight, along = sigma < 1.0, self.log_flow_sd[1].exp() * sigma
+        in_sight, along = sigma < 1.0, _OFF_ALONG * sigma
         x, y = cells.rays[:, 0].flatten(1), cells.rays[:, 1].flatten(1)
         ahead = (y > _NEAR) & (x.abs() < 1.2 * y)
         misfit = road_misfit(cells.rays.flatten(2), r, estimate.solution.shape, along.square().reciprocal())
@@ -352,17 +358,21 @@ class GeometricNet(nn.Module):
     def _fit_across(self, cells: Cells, estimate: Estimate) -> tuple[Residuals, Tensor, Tensor, Tensor]:
         """Residuals of all cells, (batch, cells) sigma, how sure each is, and how far it fits across, of that.
 
-        A motion too slow fits across too, if only all is near enough: what would then be inside the car does not.
+        A motion too slow fits across too, if only all is near enough: what would then be inside the car does not,
+        and what would stand beside or before it fits the less, the closer. Else houses to both sides, an arm's
+        length away, speak for a fifth of the true motion.
         """
         solution = estimate.solution
         r = residuals(cells.rays.flatten(2), cells.seen.flatten(2), solution.motion, solution.slopes)
         sigma = cells.sigma.flatten(1)
         sure = _sure(sigma)
-        across, along = self.log_flow_sd.exp()[:, None, None] * sigma
+        across, along = _OFF_ACROSS * sigma, _OFF_ALONG * sigma
         nearest = torch.maximum(1.2 * r.road, cells.rays[:, 0].flatten(1).abs() / _CLEAR_ASIDE)
         nearest = nearest.clamp_min(1 / _CLEAR_AHEAD)
-        inside = (r.inverse_depth - nearest) * r.parallax > _PLAIN * along
-        return r, sigma, sure, sure / (1 + (r.across / across).square()) * ~inside
+        closest = (r.inverse_depth - _PLAIN * along / r.parallax).clamp_min(0.0)
+        room = (cells.rays[:, 0].flatten(1) / _CLEAR_ASIDE).square() + _CLEAR_AHEAD**-2
+        close = (closest * (r.inverse_depth > 1.2 * r.road)).square() / room
+        return r, sigma, sure, sure / (1 + (r.across / across).square()) / (1 + close) * (closest <= nearest)
 
     def _dead_reckoning(
         self, lost: Tensor, estimate: Estimate, state: State, memory: Memory
@@ -403,7 +413,7 @@ class GeometricNet(nn.Module):
         trust = trust.float().clamp(-8.0, 5.0)
         across, along = self.trusted_weights(cells, memory, trust)
         weights = self.shared(across * stands, along * open_road)
-        heard = weights[1] * self.share_heard(road_sd(rays, misfits, first.shape, weights[1]), priors, memory)
+        heard = weights[1] * self.share_heard(road_sd(rays, misfits, first.shape, weights[1]), memory)
         at = (first.motion, first.slopes, first.shape)
         second, misfits = solve(rays, seen, weights[0], heard, priors, at, steps=3)
         estimate = self.estimate(cells, second, misfits, across, weights[1], memory, trust, whole)
@@ -475,7 +485,7 @@ class GeometricNet(nn.Module):
         Args:
             r: at the motion that is expected. share: (batch, 1), of the road's flow, that is too little for it.
         """
-        along = self.log_flow_sd[1].exp() * cells.sigma.flatten(1)
+        along = _OFF_ALONG * cells.sigma.flatten(1)
         return (r.inverse_depth < share * r.road) & (r.parallax * r.road > _PLAIN * along)
 
     def open_road(self, cells: Cells, memory: Memory, priors: Priors) -> tuple[Tensor, Tensor]:
@@ -486,25 +496,23 @@ class GeometricNet(nn.Module):
         is left by that, it is the motion that is wrong.
         """
         r = residuals(cells.rays.flatten(2), cells.seen.flatten(2), memory.motion, priors.slopes)
-        with_us = self.moves_with_us(cells, r, implausible_share(priors))
+        with_us = self.moves_with_us(cells, r, implausible_share(memory))
         below = with_us.unflatten(1, cells.sigma.shape[-2:]).flip(1).cumsum(1).flip(1).flatten(1)
         stands = below < _SEEN_ON_ROAD
         sure = _sure(cells.sigma.flatten(1))
         left = (sure * stands).sum(1, True) / sure.sum(1, True).clamp_min(1e-6)
         return ~with_us, stands | (left < _LEAST_LEFT)
 
-    def share_heard(self, road_sd: Tensor, priors: Priors, memory: Memory) -> Tensor:
+    def share_heard(self, road_sd: Tensor, memory: Memory) -> Tensor:
         """(batch, 1) by which what the road says counts, beside yesterday's speed.
 
-        A road that shows next to nothing is wrong by many times its standard deviation, toward what was predicted:
-        heard in full, it lets the speed creep away within a few frames. All but the vaguest count in full, and each
-        a little more where yesterday's speed is a guess of a search (`Memory.known`).
+        A road that shows next to nothing is wrong by many times its standard deviation, toward what was predicted
+        and what moves along: each frame takes a little of the speed away, and only not to hear it at all keeps it.
+        Other roads count in full, and vague ones a little more where yesterday's speed is a guess of a search
+        (`Memory.known`).
         """
-        error = (_ROAD_ERROR * road_sd.detach()).square() * priors.motion_information[:, 2]
-        # Less, and guesses creep away too; more, and a wrong one stays for a dozen frames after a covered lens.
-        error = error * (0.7 + 0.3 * memory.known)
-        vague = error.square() / (1 + error.square())
-        return (1 / (1 + _ROAD_ERROR**2 * vague))[:, None]
+        usual = change_sd(memory) * (1.2 - 0.2 * memory.known)
+        return torch.exp(-((road_sd.detach() / (_HEARD * usual)) ** 4).clamp_max(14.0))[:, None]
 
     def shared(self, across: Tensor, along: Tensor) -> tuple[Tensor, Tensor]:
         """`trusted_weights` less what cells have in common: a thousand cells do not average out all of their error.
@@ -543,7 +551,7 @@ class GeometricNet(nn.Module):
         # How much the road alone, without yesterday's speed, says about the length of the way.
         way_sd = road_sd(cells.rays.flatten(2), misfits, solution.shape, along)
         sigma = cells.sigma.flatten(1)  # what the ConvLSTM makes of a cell is no measure of what is seen
-        fit = _sure(sigma) / (1 + (misfits.across / (sigma * self.log_flow_sd[0].exp())).square())
+        fit = _sure(sigma) / (1 + (misfits.across / (_OFF_ACROSS * sigma)).square())
         motion = torch.cat([solution.motion[:, :3] * height[:, None], solution.motion[:, 3:]], 1)
         ahead = F.normalize(solution.motion[:, :3].detach(), dim=1, eps=0.02)
         off = F.pad(ahead * (_ROAD_ERROR * way_sd.detach() * height)[:, None], (0, 3)).clamp(-100.0, 100.0)
@@ -667,14 +675,19 @@ def choose_cells(rays: Tensor, field: FlowField, intrinsics: Tensor, image: Tens
     return Cells(picked[:, :3], picked[:, 3:5], picked[:, 5], picked[:, 6])
 
 
-def implausible_share(priors: Priors) -> Tensor:
+def change_sd(memory: Memory) -> Tensor:
+    """(batch,) standard deviation of the way's change from the last frame, camera heights; wide after a loss."""
+    usual = _CHANGE * (1 + _CHANGE_SHARE * memory.motion[:, 2].abs())
+    return torch.where(memory.known > 0, usual, 3.0)
+
+
+def implausible_share(memory: Memory) -> Tensor:
     """(batch, 1) share of the expected way that would be too short for it, less than `_LEAST_SHARE`.
 
     From one frame to the next a car that stands may pass for one that creeps, and one that creeps may stop.
     """
-    way = priors.motion[:, :3].norm(dim=1)
-    sd = priors.motion_information[:, 2].rsqrt()
-    return (1 - _STOPPED * sd / way.clamp_min(1e-6)).clamp_max(_LEAST_SHARE)[:, None]
+    way = memory.motion[:, :3].norm(dim=1)
+    return (1 - _STOPPED * change_sd(memory) / way.clamp_min(1e-6)).clamp_max(_LEAST_SHARE)[:, None]
 
 
 def road_sd(rays: Tensor, r: Residuals, shape: Tensor, along: Tensor) -> Tensor:
