@@ -69,7 +69,6 @@ _ROAD_ERROR, _VAGUE_ROAD, _VAGUE_SHARE = 15.0, 0.0005, 0.002
 # these, but a longer training moves them, and a rule must not hang on that.
 _OFF_ACROSS, _OFF_ALONG = 2.0, 3.2
 _CHANGE, _CHANGE_SHARE = 0.08, 0.5
-_HEARD = 0.01  # standard deviation of the way by the road, of its usual change, from which on the road is not heard
 
 
 @dataclasses.dataclass
@@ -271,7 +270,9 @@ class GeometricNet(nn.Module):
         clear = (found[0].evidence < LEAST_EVIDENCE) | torch.where(
             doubtful & not_slower, gained > _LIKE, other[0].road_sd < 0.5 * found[0].road_sd
         )
-        clear = clear & (gained > -_LIKE) & (other[0].road_sd < LEAST_ROAD)
+        # No car stops from one frame to the next: that it stood all along has to be plain.
+        stopped = other_way < implausible_share(memory)[:, 0] * way
+        clear = clear & (gained > torch.where(stopped, _CONTRADICTED, -_LIKE)) & (other[0].road_sd < LEAST_ROAD)
         clear = clear | (not_slower & (gained > _CONTRADICTED))
         better = (memory.known == 0) | (more & clear)
         estimate, state = _select(weak & better, other, found)
@@ -506,13 +507,15 @@ class GeometricNet(nn.Module):
     def share_heard(self, road_sd: Tensor, memory: Memory) -> Tensor:
         """(batch, 1) by which what the road says counts, beside yesterday's speed.
 
-        A road that shows next to nothing is wrong by many times its standard deviation, toward what was predicted
-        and what moves along: each frame takes a little of the speed away, and only not to hear it at all keeps it.
-        Other roads count in full, and vague ones a little more where yesterday's speed is a guess of a search
-        (`Memory.known`).
+        A road that shows next to nothing is wrong by many times its standard deviation, toward what was predicted:
+        heard in full, it lets the speed creep away within a few frames. All but the vaguest count in full, and each
+        a little more where yesterday's speed is a guess of a search (`Memory.known`).
         """
-        usual = change_sd(memory) * (1.2 - 0.2 * memory.known)
-        return torch.exp(-((road_sd.detach() / (_HEARD * usual)) ** 4).clamp_max(14.0))[:, None]
+        error = (_ROAD_ERROR * road_sd.detach() / change_sd(memory)).square()
+        # Less, and guesses creep away too; more, and a wrong one stays for a dozen frames after a covered lens.
+        error = error * (0.7 + 0.3 * memory.known)
+        vague = error.square() / (1 + error.square())
+        return (1 / (1 + _ROAD_ERROR**2 * vague))[:, None]
 
     def shared(self, across: Tensor, along: Tensor) -> tuple[Tensor, Tensor]:
         """`trusted_weights` less what cells have in common: a thousand cells do not average out all of their error.
