@@ -17,8 +17,8 @@ from convlstm_vo.geometry.camera import Camera
 from convlstm_vo.geometry.trajectory import Trajectory
 from convlstm_vo.models.checkpoint import build, load_checkpoint
 from convlstm_vo.models.config import ModelError, preset
-from convlstm_vo.models.geometric import Cells, GeometricNet, Memory, implausible_share
-from convlstm_vo.models.solver import residuals
+from convlstm_vo.models.geometric import Cells, Estimate, GeometricNet, Memory, View, implausible_share
+from convlstm_vo.models.solver import Solution, residuals
 from convlstm_vo.odometer import OdometryError, VisualOdometry, estimate_trajectory, working_size
 from convlstm_vo.sequences.base import Frame
 from convlstm_vo.sequences.kitti import KittiSequence
@@ -153,6 +153,40 @@ def test_round_a_bend_between_lorries_the_car_turns():
             true = se3.relative(*sequence.trajectory.T_world_camera[k - 1 : k + 1])
             off.append(np.degrees(se3.rotation_angle(true[:3, :3].T @ found[:3, :3])))
     assert np.mean(off) < 0.1
+
+
+@pytest.mark.parametrize(
+    "way, agrees, taken",
+    [
+        (0.01, 0.71, False),  # between lorries, which fit standing still
+        (0.03, 0.785, False),
+        (0.01, 0.95, True),  # it stood all along
+        (0.6, 0.71, True),
+    ],
+)
+def test_a_motion_is_given_up_for_standing_only_if_that_is_plain(monkeypatch, way, agrees, taken):
+    """A search that brings the road back, against a motion of 0.7 camera heights with which 0.72 of all agrees."""
+    assert isinstance(NET, GeometricNet)
+
+    def believed(way: float, road_sd: float) -> tuple[Estimate, tuple[torch.Tensor, ...]]:
+        motion = torch.tensor([[0, 0, way, 0, 0, 0]], dtype=torch.float32)
+        solution = Solution(motion, torch.zeros(1, 2), torch.zeros(1, 3), torch.eye(11)[None])
+        fits = torch.tensor([0.3])
+        covariance, trust = torch.eye(6)[None], torch.zeros(1, 2, 1, 1)
+        return Estimate(motion, covariance, solution, fits, torch.tensor([road_sd]), trust), (motion,)
+
+    found, other = believed(0.7, 0.0027), believed(way, 0.0009)
+    memory = dataclasses.replace(Memory.unpack(torch.zeros(1, Memory.SIZE)), known=torch.ones(1))
+    memory.motion[:, 2] = 0.7
+    cells = Cells(torch.zeros(1, 3, 1, 1), torch.zeros(1, 2, 1, 1), torch.ones(1, 1, 1), torch.ones(1, 1, 1))
+    monkeypatch.setattr(NET, "search", lambda view, memory: other[0].motion)
+    monkeypatch.setattr(NET, "look", lambda view, memory: cells)
+    monkeypatch.setattr(NET, "conclude", lambda cells, memory, hidden: other)
+    monkeypatch.setattr(NET, "plausibility", lambda cells, e, among: torch.full((1,), float(e is other[0])))
+    monkeypatch.setattr(NET, "agreement", lambda cells, e, among: torch.tensor([agrees if e is other[0] else 0.72]))
+    yes, view = torch.ones(1, dtype=torch.bool), View(torch.zeros(0), torch.zeros(0), torch.zeros(1, 4))
+    estimate, _ = NET._asked_again(yes, ~yes, view, cells, found, memory, None)
+    assert float(estimate.solution.motion[0, 2]) == pytest.approx(way if taken else 0.7)
 
 
 def test_what_creeps_may_stop_and_what_drives_may_not():
