@@ -270,8 +270,8 @@ class GeometricNet(nn.Module):
         clear = (found[0].evidence < LEAST_EVIDENCE) | torch.where(
             doubtful & not_slower, gained > _LIKE, other[0].road_sd < 0.5 * found[0].road_sd
         )
-        # No car stops from one frame to the next: that it stood all along has to be plain.
-        stopped = other_way < implausible_share(memory)[:, 0] * way
+        # No car stops from one frame to the next: while some road is still seen, that it stood has to be plain.
+        stopped = (other_way < implausible_share(memory)[:, 0] * way) & (found[0].road_sd < LEAST_ROAD)
         clear = clear & (gained > torch.where(stopped, _CONTRADICTED, -_LIKE)) & (other[0].road_sd < LEAST_ROAD)
         clear = clear | (not_slower & (gained > _CONTRADICTED))
         better = (memory.known == 0) | (more & clear)
