@@ -155,6 +155,29 @@ def test_round_a_bend_between_lorries_the_car_turns():
     assert np.mean(off) < 0.1
 
 
+def believed(way: float, road_sd: float = 0.001) -> Estimate:
+    """Of a camera that moves straight ahead on a level road, by so many of its heights."""
+    motion = torch.tensor([[0, 0, way, 0, 0, 0]], dtype=torch.float32)
+    solution = Solution(motion, torch.zeros(1, 2), torch.zeros(1, 3), torch.eye(11)[None])
+    fits, trust = torch.tensor([0.3]), torch.zeros(1, 2, 1, 1)
+    return Estimate(motion, torch.eye(6)[None], solution, fits, torch.tensor([road_sd]), trust)
+
+
+def test_houses_an_arms_length_away_speak_against_a_motion():
+    """A fifth of the true motion fits across as well, if all is a fifth as far away."""
+    assert isinstance(NET, GeometricNet)
+    x, y = torch.meshgrid(torch.linspace(-0.8, 0.8, 18), torch.linspace(-0.3, -0.02, 8), indexing="xy")
+    rays = torch.stack([x, y, torch.ones_like(x)])[None]
+    points = rays * (4.0 / x.abs())  # houses 4 camera heights to both sides
+    moved = points - torch.tensor([0.0, 0.0, 0.5])[None, :, None, None]
+    seen = (moved[:, :2] / moved[:, 2:]).contiguous()
+    cells = Cells(rays, seen, torch.full((1, *x.shape), 2e-4), torch.ones(1, *x.shape))
+    right, fifth, tenth = (float(NET.agreement(cells, believed(way))) for way in (0.5, 0.1, 0.05))
+    assert right > 0.97
+    assert fifth < 0.85
+    assert tenth < 0.4  # most of them would be inside the car
+
+
 @pytest.mark.parametrize(
     "way, agrees, taken",
     [
@@ -168,14 +191,7 @@ def test_a_motion_is_given_up_for_standing_only_if_that_is_plain(monkeypatch, wa
     """A search that brings the road back, against a motion of 0.7 camera heights with which 0.72 of all agrees."""
     assert isinstance(NET, GeometricNet)
 
-    def believed(way: float, road_sd: float) -> tuple[Estimate, tuple[torch.Tensor, ...]]:
-        motion = torch.tensor([[0, 0, way, 0, 0, 0]], dtype=torch.float32)
-        solution = Solution(motion, torch.zeros(1, 2), torch.zeros(1, 3), torch.eye(11)[None])
-        fits = torch.tensor([0.3])
-        covariance, trust = torch.eye(6)[None], torch.zeros(1, 2, 1, 1)
-        return Estimate(motion, covariance, solution, fits, torch.tensor([road_sd]), trust), (motion,)
-
-    found, other = believed(0.7, 0.0027), believed(way, 0.0009)
+    found, other = ((e, (e.motion,)) for e in (believed(0.7, 0.0027), believed(way, 0.0009)))
     memory = dataclasses.replace(Memory.unpack(torch.zeros(1, Memory.SIZE)), known=torch.ones(1))
     memory.motion[:, 2] = 0.7
     cells = Cells(torch.zeros(1, 3, 1, 1), torch.zeros(1, 2, 1, 1), torch.ones(1, 1, 1), torch.ones(1, 1, 1))

@@ -52,7 +52,7 @@ class GeometricOptions:
     """More of them, on roads that are not level across: their two sides are not one plane."""
     hilly_drives: int = 0
     """More of them, on roads that rise and fall as KITTI's do and are not level across either. The shipped weights
-    had none; 100 are better on such roads, and find a lost speed less surely (docs/history.md)."""
+    had none; with 100 they are better on such roads and worse in heavy traffic (docs/history.md)."""
     weigh_steps: int = 3000
     """Updates of the weights."""
     seed: int = 0
