@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from convlstm_vo.calibration import VehicleCalibration
+from convlstm_vo.environment import bfloat16_pays
 from convlstm_vo.errors import ConvlstmVoError
 from convlstm_vo.geometry import se3
 from convlstm_vo.geometry.camera import Camera
@@ -86,7 +87,7 @@ class VisualOdometry:
         self._intrinsics = torch.tensor(scaled.intrinsics[None], dtype=torch.float32, device=self._device)
         if isinstance(net, GeometricNet):
             net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            net.mixed = self._device.type != "cpu" or torch.backends.cpu.get_cpu_capability() == "AVX512"
+            net.mixed = bfloat16_pays(self._device.type)
         self.reset()
 
     @classmethod

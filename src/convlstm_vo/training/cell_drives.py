@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from convlstm_vo.environment import bfloat16_pays
 from convlstm_vo.geometry import se3
 from convlstm_vo.geometry.files import replacing
 from convlstm_vo.models.flow import FlowNet
@@ -104,7 +105,7 @@ def cells_of(net: FlowNet, drive: RenderedDrive, seed: int, *, plain: bool = Fal
         prev, curr = (torch.from_numpy(np.array(image, np.float32))[None, None] for image in images[k : k + 2])
         if not plain:
             prev, curr = change_lights(prev, curr, light)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16_pays()):
             field = net(prev, curr, predicted)
         rows.append(packed_cells(choose_cells(rays, field, intrinsics, prev)))
     assert first is not None

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
+from convlstm_vo.environment import bfloat16_pays
 from convlstm_vo.training.config import TrainConfig, TrainError
 
 _DATA_PARALLEL = {
@@ -85,5 +84,4 @@ def resolve_precision(config: TrainConfig) -> str:
         return config.precision
     if config.device == "auto" and torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return "bf16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "fp32"
+    return "bf16" if bfloat16_pays() else "fp32"

@@ -21,6 +21,7 @@ import tyro
 from numpy.typing import NDArray
 
 from convlstm_vo.calibration import VehicleCalibration
+from convlstm_vo.environment import bfloat16_pays
 from convlstm_vo.geometry import se3
 from convlstm_vo.geometry.camera import Camera
 from convlstm_vo.geometry.files import write_atomically
@@ -348,7 +349,7 @@ def _load(folder: Path, camera_height: float | None) -> GeometricNet:
     if camera_height is not None:
         net.config = dataclasses.replace(net.config, camera_height=camera_height)
     net.flow.requires_grad_(False)
-    net.mixed = True
+    net.mixed = bfloat16_pays()
     return net
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from convlstm_vo.environment import bfloat16_pays
 from convlstm_vo.models.flow import FlowNet
 from convlstm_vo.training.ema import WeightAverage
 from convlstm_vo.training.flow_data import FlowBatch, FlowData
@@ -32,8 +33,13 @@ class FlowConfig:
     lr: float = 1.5e-3
     """Peak learning rate of AdamW; it falls to zero along a cosine."""
     seed: int = 0
-    precision: str = "bf16"
-    """bf16 or fp32, of the convolutions; warping and Lucas-Kanade are always fp32."""
+    precision: str = "auto"
+    """bf16 or fp32, of the convolutions; auto: as is faster. Warping and Lucas-Kanade are always fp32."""
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The precision, on a device."""
+        bf16 = bfloat16_pays(device.type) if self.precision == "auto" else self.precision == "bf16"
+        return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
 
 def flow_loss(net: FlowNet, batch: FlowBatch) -> Tensor:
@@ -51,7 +57,7 @@ def flow_loss(net: FlowNet, batch: FlowBatch) -> Tensor:
 
 
 @torch.inference_mode()
-def flow_errors(net: FlowNet, data: FlowData, pairs: int, *, precision: str = "bf16") -> dict[str, float]:
+def flow_errors(net: FlowNet, data: FlowData, pairs: int, config: FlowConfig) -> dict[str, float]:
     """End-point errors in pixels on whole frames of drives: mean, median and calibration, on and off the road."""
     parts: dict[str, list[Tensor]] = {"road": [], "other": [], "z": []}
     for number in range(pairs):
@@ -59,7 +65,7 @@ def flow_errors(net: FlowNet, data: FlowData, pairs: int, *, precision: str = "b
         drive = torch.tensor([number % len(data.lengths)])
         index = torch.from_numpy(chance.integers(data.lengths[drive].numpy() - 1))
         batch = data.pairs(drive, index, index + 1, torch.Generator(data.device).manual_seed(number), good=True)
-        with torch.autocast(data.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with config.autocast(data.device):
             field = net(batch.prev, batch.curr, batch.predicted)
         error = (field.flow - batch.target).norm(dim=1)
         known = batch.valid & (batch.target.norm(dim=1) > 0)
@@ -104,7 +110,7 @@ def train_flow(
         warm, fall = min(1.0, (step + 1) / 100), 0.5 * (1 + math.cos(math.pi * step / config.steps))
         for group in optimizer.param_groups:
             group["lr"] = config.lr * warm * fall
-        with torch.autocast(data.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        with config.autocast(data.device):
             loss = flow_loss(net, batch)
         optimizer.zero_grad()
         loss.backward()
@@ -118,7 +124,7 @@ def train_flow(
             losses = []
             if (step + 1) % 500 == 0:
                 with average.applied_to(net):
-                    row |= flow_errors(net, apart, 48)
+                    row |= flow_errors(net, apart, 48, config)
                 state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
                 torch.save(state | {"average": average.state_dict()}, out / "flow-last.tmp")
                 (out / "flow-last.tmp").replace(latest)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from convlstm_vo.environment import bfloat16_pays
 from convlstm_vo.models.cells import State
 from convlstm_vo.models.geometric import Cells, GeometricNet, Memory
 from convlstm_vo.models.network import detach_state
@@ -349,7 +350,7 @@ class WeighRun:
         self._file = StateFile(out / "weights-last.pt", run_settings(net, drives, config))
         torch.manual_seed(config.seed)
         net.train()
-        net.mixed = True
+        net.mixed = bfloat16_pays()
         net.weigher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._parameters = [p for name, p in net.named_parameters() if name.startswith("log_") or
                             (config.weigh and name.startswith("weigher."))]  # fmt: skip
