@@ -79,7 +79,7 @@ class Residuals:
     Attributes:
         across, along: (batch, cells) off the epipolar line; along it, from the road's place.
         still: (batch, cells) 1 where there is no epipolar line to move along (no translation, or too far away), so
-            that ``along`` counts whatever the cell shows; 0 where there is.
+            that ``along`` tells of the motion whatever the cell shows; 0 where there is.
         inverse_depth: (batch, cells) that fits best. road: (batch, cells) the road's.
         parallax: (batch, cells) displacement for a unit of inverse depth.
         J_across: (batch, 8, cells), J_along: (batch, 8, cells): derivatives by (translation, rotation, slopes).
@@ -239,14 +239,18 @@ def _normal_equations(
     """H (batch, 11, 11) and b (batch, 11) of all cells, by the robust weights that they have at a solution."""
     J_shape = shape_derivatives(rays, r, along)
     misfit = r.along + (at.shape[..., None] * J_shape).sum(1)
-    along = along + across * r.still
-    w_across = across / (1 + r.across.square() * across / tolerance**2)
-    w_along = along / (1 + misfit.square() * along / tolerance**2)
-    J_across = F.pad(r.J_across, (0, 0, 0, 3))
-    J_along = torch.cat([r.J_along, J_shape], 1)
-    WA, WL = J_across * w_across[:, None], J_along * w_along[:, None]
-    H = WA @ J_across.transpose(1, 2) + WL @ J_along.transpose(1, 2)
-    return H, (WA @ r.across[..., None] + WL @ misfit[..., None])[..., 0]
+    # A house near the point we drive at counts along too, but says nothing about the road: let it pull at the
+    # slopes, and a thousand of them tilt the road by a twentieth of a degree.
+    motion_alone = F.pad(r.J_along[:, :6], (0, 0, 0, 5))
+    H, b = at.motion.new_zeros(()), at.motion.new_zeros(())
+    for weights, off, J in (
+        (across, r.across, F.pad(r.J_across, (0, 0, 0, 3))),
+        (along, misfit, torch.cat([r.J_along, J_shape], 1)),
+        (across * r.still, r.along, motion_alone),
+    ):
+        WJ = J * (weights / (1 + off.square() * weights / tolerance**2))[:, None]
+        H, b = H + WJ @ J.transpose(1, 2), b + (WJ @ off[..., None])[..., 0]
+    return H, b
 
 
 def _gauss_newton(H: Tensor, b: Tensor, priors: Priors, at: Solution) -> Solution:

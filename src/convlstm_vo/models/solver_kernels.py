@@ -16,9 +16,9 @@ _sums: Any = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"
 _STILL, _LEAST_DEPTH, _PRIOR_TOLERANCE, _WIDEST = 2e-3, 0.05, 3.0, 2.0  # as in solver.py
 _inline: Any = numba.njit(inline="always", error_model="numpy")
 # Rows of what is known of each cell: the fields of `solver.Residuals`, derivatives by 8 unknowns each; and, for
-# Gauss-Newton, those of the misfit along by the road's shape, this misfit with it, and two robust weights.
+# Gauss-Newton, those of the misfit along by the road's shape, this misfit with it, and three robust weights.
 _ACROSS, _ALONG, _STILL_ROW, _BEST, _ROAD, _PARALLAX, _J_ACROSS, _J_ALONG = 0, 1, 2, 3, 4, 5, 6, 14
-_J_SHAPE, _MISFIT, _W_ACROSS, _W_ALONG, _ROWS = 22, 25, 26, 27, 28
+_J_SHAPE, _MISFIT, _W_ACROSS, _W_ALONG, _W_STILL, _ROWS = 22, 25, 26, 27, 28, 29
 _N = 11  # unknowns
 
 
@@ -214,10 +214,11 @@ def _weigh(rays, across, along, shape, tolerance, cells):  # type: ignore[no-unt
         to_left = parallax * min(max(-rays[0, i] - road, zero), widest * road)
         to_right = parallax * min(max(rays[0, i] - road, zero), widest * road)
         off = cells[_ALONG, i] + bend * nearer + left * to_left + right * to_right
-        w_along = along[i] + across[i] * cells[_STILL_ROW, i]
         cells[_J_SHAPE, i], cells[_J_SHAPE + 1, i], cells[_J_SHAPE + 2, i] = nearer, to_left, to_right
         cells[_MISFIT, i] = off
-        cells[_W_ALONG, i] = w_along / (one + off * off * w_along * tolerance)
+        cells[_W_ALONG, i] = along[i] / (one + off * off * along[i] * tolerance)
+        off, w_still = cells[_ALONG, i], across[i] * cells[_STILL_ROW, i]
+        cells[_W_STILL, i] = w_still / (one + off * off * w_still * tolerance)
         off = cells[_ACROSS, i]
         cells[_W_ACROSS, i] = across[i] / (one + off * off * across[i] * tolerance)
 
@@ -246,6 +247,7 @@ def _equations(rays, seen, across, along, at, tolerance, cells, H, b):  # type: 
     b[:] = 0
     _normal_equations(cells, _J_ACROSS, 6, _W_ACROSS, _ACROSS, H, b)
     _normal_equations(cells, _J_ALONG, _N, _W_ALONG, _MISFIT, H, b)
+    _normal_equations(cells, _J_ALONG, 6, _W_STILL, _ALONG, H, b)
 
 
 @njit
@@ -349,16 +351,20 @@ def _equations_back(  # type: ignore[no-untyped-def]
 ):
     """A strip of a batch."""
     one, narrow = np.float32(1), np.float32(1 / tolerance**2)
+    by_still = np.empty_like(across[0])
     for n in range(first, last):
         _by_weights(rows[n], _J_ACROSS, 6, _ACROSS, by_H[n], by_b[n], by_across[n])
         _by_weights(rows[n], _J_ALONG, _N, _MISFIT, by_H[n], by_b[n], by_along[n])
+        _by_weights(rows[n], _J_ALONG, 6, _ALONG, by_H[n], by_b[n], by_still)
         for i in range(across.shape[1]):
             # A robust weight w / (1 + w r^2 / tolerance^2), by w.
-            still = rows[n, _STILL_ROW, i]
-            shrunk = one + rows[n, _MISFIT, i] ** 2 * (along[n, i] + across[n, i] * still) * narrow
+            shrunk = one + rows[n, _MISFIT, i] ** 2 * along[n, i] * narrow
             by_along[n, i] /= shrunk * shrunk
+            still = rows[n, _STILL_ROW, i]
+            shrunk = one + rows[n, _ALONG, i] ** 2 * across[n, i] * still * narrow
+            by_still[i] *= still / (shrunk * shrunk)
             shrunk = one + rows[n, _ACROSS, i] ** 2 * across[n, i] * narrow
-            by_across[n, i] = by_across[n, i] / (shrunk * shrunk) + by_along[n, i] * still
+            by_across[n, i] = by_across[n, i] / (shrunk * shrunk) + by_still[i]
 
 
 @_sums
