@@ -106,6 +106,7 @@ def test_outliers_are_left_out():
 def test_gradient_of_weights_is_that_of_differences():
     rays, seen, motion, slopes, road, inside = scene([0.0, 0.0, 0.9, 0.0, 0.01, 0.0], [0.0, 0.0])
     seen = seen + 2e-4 * torch.sin(torch.arange(seen.shape[2], dtype=torch.float64) * 1.7)
+    seen[:, 0] += 2e-4 * (rays[:, 0] < 0)  # one half says that we turn more
     certain = inside * (363.6 / 0.3) ** 2
     factor = torch.ones(1, requires_grad=True, dtype=torch.float64)
 
@@ -184,3 +185,17 @@ def test_a_crown_does_not_turn_the_car(left, right):
     wrong = [float((x.motion - motion)[0, 3:].norm()) for x in (found, plane)]
     assert wrong[0] < 0.3 * wrong[1]
     assert abs(float(found.motion[0, 2]) / 0.6 - 1) < 0.002
+
+
+@pytest.mark.parametrize("way", [0.15, 0.4, 1.0])
+def test_what_is_no_road_does_not_tilt_it(way):
+    """Houses near the point that we drive at count along their line as well, but for the motion alone."""
+    rays, seen, m, s, road, inside = scene([0.0, 0.0, way, 0.0, 0.01, 0.0], [0.01, -0.015])
+    m[:, 1] = (s[:, 0] * m[:, 0] + s[:, 1] * m[:, 2]).detach()  # along the road
+    seen = flow_to_rays(flow_of(RAYS, canyon_inverse_depth(RAYS, s), m, K), RAYS, K).flatten(2)
+    certain = inside * (363.6 / 0.1) ** 2
+    heard = certain * road * 0.002  # hundreds of cells that are wrong alike count as a few
+    priors = dataclasses.replace(vague(), climb_sd=torch.full((1,), 5e-3 * way, dtype=torch.float64))
+    found, _ = solve(rays, seen, certain, heard, priors, (m, s, m[:, :3] * 0), steps=10)
+    assert torch.linalg.norm(found.slopes - s) < 1e-5
+    torch.testing.assert_close(found.motion[:, 2], m[:, 2], atol=0, rtol=1e-4)

@@ -79,7 +79,8 @@ class Residuals:
     Attributes:
         across, along: (batch, cells) off the epipolar line; along it, from the road's place.
         still: (batch, cells) 1 where there is no epipolar line to move along (no translation, or too far away), so
-            that ``along`` tells of the motion whatever the cell shows; 0 where there is.
+            that ``along`` tells of the motion whatever the cell shows; 0 where there is. It is the square of the
+            share of ``along`` that the inverse depth that fits best leaves.
         inverse_depth: (batch, cells) that fits best. road: (batch, cells) the road's.
         parallax: (batch, cells) displacement for a unit of inverse depth.
         J_across: (batch, 8, cells), J_along: (batch, 8, cells): derivatives by (translation, rotation, slopes).
@@ -132,7 +133,7 @@ def residuals(rays: Tensor, seen: Tensor, motion: Tensor, slopes: Tensor) -> Res
     J_along = _derivatives(x, y, iz * on_road, Rt, ux, uy)
     by_slopes = [_by_slope(rays[:, i], road, slopes, i // 2) * parallax for i in (0, 2)]
     nothing = torch.zeros_like(across)
-    still = _STILL**2 / (length * length + _STILL**2)
+    still = (_STILL**2 / (length * length + _STILL**2)).square()
     return Residuals(
         across,
         along,

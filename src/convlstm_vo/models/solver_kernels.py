@@ -183,7 +183,7 @@ def _residuals(rays, seen, at, out):  # type: ignore[no-untyped-def]
         length = np.sqrt(square)
         wy, wx = ax / length, -(ay + 1e-6) / length  # the line's normal
         out[_ACROSS, i] = (y - v) * wy + (x - u) * wx
-        out[_STILL_ROW, i] = _STILL**2 / (square + _STILL**2)
+        out[_STILL_ROW, i] = (_STILL**2 / (square + _STILL**2)) ** 2
         out[_BEST, i], out[_ROAD, i] = best, road
         _derivatives(x, y, iz * best, R, wx, wy, _J_ACROSS, i, out)
         out[_J_ACROSS + 6, i], out[_J_ACROSS + 7, i] = 0.0, 0.0
