@@ -687,10 +687,13 @@ def change_sd(memory: Memory) -> Tensor:
 def implausible_share(memory: Memory) -> Tensor:
     """(batch, 1) share of the expected way that would be too short for it, less than `_LEAST_SHARE`.
 
-    From one frame to the next a car that stands may pass for one that creeps, and one that creeps may stop.
+    From one frame to the next a car that stands may pass for one that creeps, and one that creeps may stop. Where
+    nothing is known, each guess of a search is taken at its word: on blank asphalt the cars around would else draw
+    any of them down to their own speed.
     """
     way = memory.motion[:, :3].norm(dim=1)
-    return (1 - _STOPPED * change_sd(memory) / way.clamp_min(1e-6)).clamp_max(_LEAST_SHARE)[:, None]
+    braked = (1 - _STOPPED * change_sd(memory) / way.clamp_min(1e-6)).clamp_max(_LEAST_SHARE)
+    return torch.where(memory.known > 0, braked, _BEHIND_ROAD)[:, None]
 
 
 def road_sd(rays: Tensor, r: Residuals, shape: Tensor, along: Tensor) -> Tensor:

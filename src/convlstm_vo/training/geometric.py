@@ -302,7 +302,7 @@ def train_weights(net: GeometricNet, drives: Sequence[CellDrive], unseen: Sequen
     """Train everything but the flow, in place; an interrupted run in ``out`` is continued, to the same weights.
 
     Args:
-        unseen: drives to measure on every 500 updates; none: nothing is measured.
+        unseen: drives to measure on every 500 updates and after the last; none: nothing is measured.
 
     Raises:
         TrainError: ``out`` holds a run of other settings, weights or drives, or a damaged state.
@@ -317,7 +317,7 @@ def train_weights(net: GeometricNet, drives: Sequence[CellDrive], unseen: Sequen
             row = {"step": run.step, "loss": sum(run.losses) / len(run.losses), "seconds": seconds,
                    "frames_per_s": frames / seconds}  # fmt: skip
             run.losses.clear()
-            if run.step % 500 == 0 and unseen:
+            if (run.step % 500 == 0 or run.step == config.steps) and unseen:
                 with run.average.applied_to(net):
                     row |= {k: v for k, v in measure(net, unseen, config).items() if math.isfinite(v)}
             with (out / "weights.jsonl").open("a") as log:

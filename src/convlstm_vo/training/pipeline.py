@@ -53,7 +53,7 @@ class GeometricOptions:
     hilly_drives: int = 0
     """More of them, on roads that rise and fall as KITTI's do and are not level across either. The shipped weights
     had none; with 100 they are better on such roads and worse in heavy traffic (docs/history.md)."""
-    weigh_steps: int = 3000
+    weigh_steps: int = 2200
     """Updates of the weights."""
     seed: int = 0
     """Of the networks; the streets are always the same."""
