@@ -231,14 +231,14 @@ def test_a_vague_road_is_not_heard_against_yesterdays_speed():
     assert (NET.share_heard(sds, unsure)[1:, 0] > heard[1:]).all()
 
 
-def test_on_blank_asphalt_behind_a_car_the_speed_is_kept():
+def test_on_blank_asphalt_behind_a_car_the_speed_is_a_guess_and_says_so():
     """A car ahead and a column beside go as we do, and are all that shows anything where the road is."""
     sequence = WorldSequence(5_000_001, frames=120, kind="town", traffic="heavy")
     odometer = VisualOdometry(NET, sequence.camera)
-    ways = [float(np.linalg.norm(odometer.track(sequence[k]).T_prev_curr[:3, 3])) for k in range(18)]
-    true = np.linalg.norm(sequence.trajectory.motions[:17, :3], axis=1)
-    assert true.min() > 0.8
-    np.testing.assert_allclose(ways[1:], true, rtol=0.2)
+    tracked = [odometer.track(sequence[k]) for k in range(18)]
+    for found, true in zip(tracked[1:], sequence.trajectory.motions, strict=False):
+        way, true_way = np.linalg.norm(found.T_prev_curr[:3, 3]), np.linalg.norm(true[:3])
+        assert abs(way - true_way) < 0.1 * true_way or not found.metric
 
 
 def test_scale_follows_the_camera_height():

@@ -320,7 +320,9 @@ class GeometricNet(nn.Module):
         road gave its length."""
         fresh = dataclasses.replace(memory, known=torch.zeros_like(memory.known), motion=motion)
         cells = self.look(view, fresh)
-        estimate, _ = self.conclude(cells, fresh, None)
+        # What stood still, or drove, is not asked to be a car because a guess would have it so.
+        share = torch.where(memory.known > 0, 0.0, _BEHIND_ROAD)[:, None]
+        estimate, _ = self.conclude(cells, fresh, None, share)
         return estimate.solution.motion, self.plausibility(cells, estimate), estimate.metric
 
     def plausibility(self, cells: Cells, estimate: Estimate, among: Tensor | float = 1.0) -> Tensor:
@@ -398,13 +400,19 @@ class GeometricNet(nn.Module):
         with self.half_precision(prev):
             return self.flow(prev, curr, predicted.clamp(-1000.0, 1000.0))
 
-    def conclude(self, cells: Cells, memory: Memory, hidden: State | None) -> tuple[Estimate, State]:
-        """From the flow of a frame to its motion, and the state for the next one."""
+    def conclude(
+        self, cells: Cells, memory: Memory, hidden: State | None, share: Tensor | None = None
+    ) -> tuple[Estimate, State]:
+        """From the flow of a frame to its motion, and the state for the next one.
+
+        Args:
+            share: (batch, 1) of the expected way that is too short for it; by default `implausible_share`.
+        """
         rays, seen = cells.rays.flatten(2), cells.seen.flatten(2)
         priors = self.priors(memory)
         start = (memory.motion, priors.slopes, priors.shape)
         with torch.no_grad():
-            open_road, stands = self.open_road(cells, memory, priors)
+            open_road, stands = self.open_road(cells, memory, priors, share)
             across, along = self.trusted_weights(cells, memory)
             weights = self.shared(across * stands, along * open_road)
             first, misfits = solve(rays, seen, *weights, priors, start, steps=3)
@@ -489,7 +497,9 @@ class GeometricNet(nn.Module):
         along = _OFF_ALONG * cells.sigma.flatten(1)
         return (r.inverse_depth < share * r.road) & (r.parallax * r.road > _PLAIN * along)
 
-    def open_road(self, cells: Cells, memory: Memory, priors: Priors) -> tuple[Tensor, Tensor]:
+    def open_road(
+        self, cells: Cells, memory: Memory, priors: Priors, share: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """(batch, cells) what may be road, by `moves_with_us` if we cannot have braked so hard; and what may stand.
 
         Where a lorry is before the road, all above is the lorry too, or hidden by it: before the sky it shows no
@@ -497,7 +507,7 @@ class GeometricNet(nn.Module):
         is left by that, it is the motion that is wrong.
         """
         r = residuals(cells.rays.flatten(2), cells.seen.flatten(2), memory.motion, priors.slopes)
-        with_us = self.moves_with_us(cells, r, implausible_share(memory))
+        with_us = self.moves_with_us(cells, r, implausible_share(memory) if share is None else share)
         below = with_us.unflatten(1, cells.sigma.shape[-2:]).flip(1).cumsum(1).flip(1).flatten(1)
         stands = below < _SEEN_ON_ROAD
         sure = _sure(cells.sigma.flatten(1))

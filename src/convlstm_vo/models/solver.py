@@ -32,7 +32,7 @@ from convlstm_vo.models import kernels, solver_kernels
 from convlstm_vo.models.scene import road_normal
 
 PRIOR_TOLERANCE = 3.0  # standard deviations at which the prior of the motion counts half
-_STILL = 2e-3  # displacement for a unit of inverse depth under which an epipolar line has no direction
+_STILL = 1e-2  # displacement for a unit of inverse depth under which an epipolar line has no direction
 _WIDEST = 2.0  # camera heights beside the lane up to which the road's sides go on to rise or fall
 _LEAST_DEPTH = 0.05  # of points in the current camera, in units of their depth in the previous one
 

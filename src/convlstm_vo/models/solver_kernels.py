@@ -13,7 +13,7 @@ from convlstm_vo.models.kernels import by_strips, njit
 
 # Sums over cells may be taken in any order, which is twice as fast; nothing there becomes an address.
 _sums: Any = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz", "reassoc"})
-_STILL, _LEAST_DEPTH, _PRIOR_TOLERANCE, _WIDEST = 2e-3, 0.05, 3.0, 2.0  # as in solver.py
+_STILL, _LEAST_DEPTH, _PRIOR_TOLERANCE, _WIDEST = 1e-2, 0.05, 3.0, 2.0  # as in solver.py
 _inline: Any = numba.njit(inline="always", error_model="numpy")
 # Rows of what is known of each cell: the fields of `solver.Residuals`, derivatives by 8 unknowns each; and, for
 # Gauss-Newton, those of the misfit along by the road's shape, this misfit with it, and three robust weights.
