@@ -175,7 +175,7 @@ def test_houses_an_arms_length_away_speak_against_a_motion():
     right, fifth, tenth = (float(NET.agreement(cells, believed(way))) for way in (0.5, 0.1, 0.05))
     assert right > 0.97
     assert fifth < 0.85
-    assert tenth < 0.45  # most of them would be inside the car
+    assert tenth < 0.4  # most of them would be inside the car
 
 
 @pytest.mark.parametrize(
@@ -231,14 +231,14 @@ def test_a_vague_road_is_not_heard_against_yesterdays_speed():
     assert (NET.share_heard(sds, unsure)[1:, 0] > heard[1:]).all()
 
 
-def test_on_blank_asphalt_behind_a_car_the_speed_is_a_guess_and_says_so():
+def test_on_blank_asphalt_behind_a_car_the_speed_is_kept():
     """A car ahead and a column beside go as we do, and are all that shows anything where the road is."""
     sequence = WorldSequence(5_000_001, frames=120, kind="town", traffic="heavy")
     odometer = VisualOdometry(NET, sequence.camera)
-    tracked = [odometer.track(sequence[k]) for k in range(18)]
-    for found, true in zip(tracked[1:], sequence.trajectory.motions, strict=False):
-        way, true_way = np.linalg.norm(found.T_prev_curr[:3, 3]), np.linalg.norm(true[:3])
-        assert abs(way - true_way) < 0.1 * true_way or not found.metric
+    ways = [float(np.linalg.norm(odometer.track(sequence[k]).T_prev_curr[:3, 3])) for k in range(18)]
+    true = np.linalg.norm(sequence.trajectory.motions[:17, :3], axis=1)
+    assert true.min() > 0.8
+    np.testing.assert_allclose(ways[1:], true, rtol=0.2)
 
 
 def test_scale_follows_the_camera_height():

@@ -27,7 +27,7 @@ def road_and_houses(speed):
     information = torch.eye(5).repeat(2, 1, 1) * 1e4
     information[:, :2, :2] += 1e3 * spread @ spread.mT
     priors = Priors(motion * 0.9, torch.full((2, 6), 50.0), slopes * 0.5, torch.full((2, 3), 0.01), information,
-                    torch.full((2,), 0.004))  # fmt: skip
+                    torch.full((2,), 0.004), torch.tensor([0.002, 0.01]))  # fmt: skip
     start = (motion * 0.8, slopes * 0, torch.zeros(2, 3))
     return rays.flatten(2), seen.flatten(2), certain, certain * road.flatten(1), priors, start
 

@@ -33,7 +33,7 @@ from convlstm_vo.models.scene import (
     road_normal,
     road_slopes,
 )
-from convlstm_vo.models.solver import Priors, Residuals, Solution, residuals, road_misfit, solve
+from convlstm_vo.models.solver import STILL, Priors, Residuals, Solution, residuals, road_misfit, solve
 
 _FEATURES = 10  # of a cell, for the ConvLSTM
 _SURE_ROAD = 0.8  # half width, in camera heights, of what is taken for road before it is looked at: no pavement
@@ -48,6 +48,7 @@ _TAKEN_FURTHER = 3  # of these, the likeliest
 _PATIENCE = 0.1  # of `Memory.known` a frame: where a search has found no road, the next one waits for 10 frames
 _STANDING, _LEAST_AGREEMENT = 0.1, 0.9  # camera heights a frame; what less than that agrees with is asked again
 _BACKWARDS = 0.5  # by which a search believes less that the camera, of which nothing is known, moves backwards
+_REACH_AT_REST = 1e-2  # `Priors.still` of a car that stood
 _LIKE, _CONTRADICTED = 0.02, 0.1  # differences of two agreements: one that says nothing, one that says enough
 _SEEN_ON_ROAD = 2  # cells of a column that move with us, for all above them to do so
 _LEAST_LEFT = 0.3  # of all that is sure: what of it has to be left to stand
@@ -274,7 +275,9 @@ class GeometricNet(nn.Module):
         stopped = (other_way < implausible_share(memory)[:, 0] * way) & (found[0].road_sd < LEAST_ROAD)
         clear = clear & (gained > torch.where(stopped, _CONTRADICTED, -_LIKE)) & (other[0].road_sd < LEAST_ROAD)
         clear = clear | (not_slower & (gained > _CONTRADICTED))
-        better = (memory.known == 0) | (more & clear)
+        # A lorry that drives off agrees with driving backwards, and houses agree with anything; the road does not.
+        vaguer = found[0].metric & ~other[0].metric
+        better = (memory.known == 0) | (more & clear & ~vaguer)
         estimate, state = _select(weak & better, other, found)
         rests = weak & (doubtful | ~estimate.metric)
         state[-1][:, 0] = torch.where(rests, _PATIENCE, state[-1][:, 0])
@@ -320,9 +323,7 @@ class GeometricNet(nn.Module):
         road gave its length."""
         fresh = dataclasses.replace(memory, known=torch.zeros_like(memory.known), motion=motion)
         cells = self.look(view, fresh)
-        # What stood still, or drove, is not asked to be a car because a guess would have it so.
-        share = torch.where(memory.known > 0, 0.0, _BEHIND_ROAD)[:, None]
-        estimate, _ = self.conclude(cells, fresh, None, share)
+        estimate, _ = self.conclude(cells, fresh, None, before=memory)
         return estimate.solution.motion, self.plausibility(cells, estimate), estimate.metric
 
     def plausibility(self, cells: Cells, estimate: Estimate, among: Tensor | float = 1.0) -> Tensor:
@@ -401,15 +402,20 @@ class GeometricNet(nn.Module):
             return self.flow(prev, curr, predicted.clamp(-1000.0, 1000.0))
 
     def conclude(
-        self, cells: Cells, memory: Memory, hidden: State | None, share: Tensor | None = None
+        self, cells: Cells, memory: Memory, hidden: State | None, before: Memory | None = None
     ) -> tuple[Estimate, State]:
         """From the flow of a frame to its motion, and the state for the next one.
 
         Args:
-            share: (batch, 1) of the expected way that is too short for it; by default `implausible_share`.
+            before: what was known before ``memory`` was given a guess's motion, by default the same. What stood
+                still, or drove, is not taken for cars that move with us because a guess would have it so.
         """
         rays, seen = cells.rays.flatten(2), cells.seen.flatten(2)
         priors = self.priors(memory)
+        share = implausible_share(memory)
+        if before is not None:
+            priors.still = reach_at_rest(before)
+            share = torch.where(before.known[:, None] > 0, 0.0, share)
         start = (memory.motion, priors.slopes, priors.shape)
         with torch.no_grad():
             open_road, stands = self.open_road(cells, memory, priors, share)
@@ -463,7 +469,9 @@ class GeometricNet(nn.Module):
         climb, share = self.log_climb.exp()
         climb_sd = climb + share * memory.motion[:, :3].norm(dim=1)
         climb_sd = torch.where(memory.known > 0, climb_sd, climb + 2 * share)
-        return Priors(memory.motion, loose.square().reciprocal(), road[:, :2], road[:, 2:], information, climb_sd)
+        loose = loose.square().reciprocal()
+        still = reach_at_rest(memory)
+        return Priors(memory.motion, loose, road[:, :2], road[:, 2:], information, climb_sd, still)
 
     def trusted_weights(self, cells: Cells, memory: Memory, trust: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Inverse variances (batch, cells) across and along: by the flow's own certainty, where a road should be.
@@ -692,6 +700,12 @@ def change_sd(memory: Memory) -> Tensor:
     """(batch,) standard deviation of the way's change from the last frame, camera heights; wide after a loss."""
     usual = _CHANGE * (1 + _CHANGE_SHARE * memory.motion[:, 2].abs())
     return torch.where(memory.known > 0, usual, 3.0)
+
+
+def reach_at_rest(memory: Memory) -> Tensor:
+    """(batch,) `Priors.still`: a car that stood is held by all it sees, or a lorry that drives off draws it on."""
+    stood = (memory.known > 0) & (memory.motion[:, :3].norm(dim=1) < _STANDING)
+    return torch.where(stood, _REACH_AT_REST, STILL)
 
 
 def implausible_share(memory: Memory) -> Tensor:

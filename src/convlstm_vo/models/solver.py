@@ -32,7 +32,7 @@ from convlstm_vo.models import kernels, solver_kernels
 from convlstm_vo.models.scene import road_normal
 
 PRIOR_TOLERANCE = 3.0  # standard deviations at which the prior of the motion counts half
-_STILL = 1e-2  # displacement for a unit of inverse depth under which an epipolar line has no direction
+STILL = 2e-3  # displacement for a unit of inverse depth under which an epipolar line has no direction
 _WIDEST = 2.0  # camera heights beside the lane up to which the road's sides go on to rise or fall
 _LEAST_DEPTH = 0.05  # of points in the current camera, in units of their depth in the previous one
 
@@ -46,6 +46,8 @@ class Priors:
         slopes: (batch, 2), of the road in the previous frame. shape: (batch, 3), bend, left and right.
         road_information: (batch, 5, 5), of slopes and shape together.
         climb_sd: (batch,), by how much a motion leaves the road's direction, in camera heights.
+        still: (batch,), displacement for a unit of inverse depth under which a cell tells of the motion along its
+            epipolar line too; `STILL`, or more where the camera is believed to stand.
     """
 
     motion: Tensor
@@ -54,6 +56,7 @@ class Priors:
     shape: Tensor
     road_information: Tensor
     climb_sd: Tensor
+    still: Tensor
 
 
 @dataclasses.dataclass
@@ -78,9 +81,7 @@ class Residuals:
 
     Attributes:
         across, along: (batch, cells) off the epipolar line; along it, from the road's place.
-        still: (batch, cells) 1 where there is no epipolar line to move along (no translation, or too far away), so
-            that ``along`` tells of the motion whatever the cell shows; 0 where there is. It is the square of the
-            share of ``along`` that the inverse depth that fits best leaves.
+        reach: (batch, cells) displacement for a unit of inverse depth, at the one that fits best.
         inverse_depth: (batch, cells) that fits best. road: (batch, cells) the road's.
         parallax: (batch, cells) displacement for a unit of inverse depth.
         J_across: (batch, 8, cells), J_along: (batch, 8, cells): derivatives by (translation, rotation, slopes).
@@ -88,7 +89,7 @@ class Residuals:
 
     across: Tensor
     along: Tensor
-    still: Tensor
+    reach: Tensor
     inverse_depth: Tensor
     road: Tensor
     parallax: Tensor
@@ -117,7 +118,7 @@ def residuals(rays: Tensor, seen: Tensor, motion: Tensor, slopes: Tensor) -> Res
     # The inverse depth that fits best, in closed form: seen x (s - rho m) = 0 is linear in it.
     gx, gy = u * m[2] - m[0], v * m[2] - m[1]
     fx, fy = u * sz - sx, v * sz - sy
-    best = (gx * fx + gy * fy + _STILL**2 * on_road) / (gx * gx + gy * gy + _STILL**2)
+    best = (gx * fx + gy * fy + STILL**2 * on_road) / (gx * gx + gy * gy + STILL**2)
     best = best.clamp(0.0, 2.0)  # nothing lies behind the camera
 
     at_best = _seen((sx, sy, sz), m, best)
@@ -133,11 +134,10 @@ def residuals(rays: Tensor, seen: Tensor, motion: Tensor, slopes: Tensor) -> Res
     J_along = _derivatives(x, y, iz * on_road, Rt, ux, uy)
     by_slopes = [_by_slope(rays[:, i], road, slopes, i // 2) * parallax for i in (0, 2)]
     nothing = torch.zeros_like(across)
-    still = (_STILL**2 / (length * length + _STILL**2)).square()
     return Residuals(
         across,
         along,
-        still,
+        length,
         best,
         road,
         parallax,
@@ -203,31 +203,33 @@ def solve(
         at = Solution(start[0].detach(), start[1].detach(), start[2].detach(), start[0].new_zeros(0))
         if before and kernels.usable(rays, seen, weights_across, weights_along, at.motion):
             prior = (priors.motion, priors.motion_information, torch.cat([priors.slopes, priors.shape], 1),
-                     priors.road_information, priors.climb_sd)  # fmt: skip
+                     priors.road_information, priors.climb_sd, priors.still)  # fmt: skip
             found, H = solver_kernels.gauss_newton(
                 rays, seen, weights_across, weights_along, prior, _unknowns(at), before, tolerance
             )
             at = Solution(found[:, :6], found[:, 6:8], found[:, 8:], H)
         else:
             for _ in range(before):
-                H, b, _ = _equations(rays, seen, weights_across, weights_along, at, tolerance)
+                H, b, _ = _equations(rays, seen, weights_across, weights_along, at, priors.still, tolerance)
                 at = _gauss_newton(H, b, priors, at)
     if not differentiable:
         return at, residuals(rays, seen, at.motion, at.slopes)
-    H, b, r = _equations(rays, seen, weights_across, weights_along, at, tolerance)
+    H, b, r = _equations(rays, seen, weights_across, weights_along, at, priors.still, tolerance)
     return _gauss_newton(H, b, priors, at), r
 
 
 def _equations(
-    rays: Tensor, seen: Tensor, across: Tensor, along: Tensor, at: Solution, tolerance: float
+    rays: Tensor, seen: Tensor, across: Tensor, along: Tensor, at: Solution, still: Tensor, tolerance: float
 ) -> tuple[Tensor, Tensor, Residuals]:
     """`_normal_equations` at a solution, with gradients for weights alone, and the residuals they are made of."""
     if kernels.usable(rays, seen, across.detach(), along.detach(), at.motion):
-        H, b, rows = solver_kernels.NormalEquations.apply(rays, seen, across, along, _unknowns(at), tolerance)
+        H, b, rows = solver_kernels.NormalEquations.apply(
+            rays, seen, across, along, _unknowns(at), still, tolerance
+        )
         return H, b, Residuals(*solver_kernels.unpacked(rows))
     with torch.no_grad():
         r = residuals(rays, seen, at.motion, at.slopes)
-    return *_normal_equations(rays, r, across, along, at, tolerance), r
+    return *_normal_equations(rays, r, across, along, at, still, tolerance), r
 
 
 def _unknowns(at: Solution) -> Tensor:
@@ -235,19 +237,22 @@ def _unknowns(at: Solution) -> Tensor:
 
 
 def _normal_equations(
-    rays: Tensor, r: Residuals, across: Tensor, along: Tensor, at: Solution, tolerance: float
+    rays: Tensor, r: Residuals, across: Tensor, along: Tensor, at: Solution, still: Tensor, tolerance: float
 ) -> tuple[Tensor, Tensor]:
     """H (batch, 11, 11) and b (batch, 11) of all cells, by the robust weights that they have at a solution."""
     J_shape = shape_derivatives(rays, r, along)
     misfit = r.along + (at.shape[..., None] * J_shape).sum(1)
-    # A house near the point we drive at counts along too, but says nothing about the road: let it pull at the
-    # slopes, and a thousand of them tilt the road by a twentieth of a degree.
+    # Where there is no epipolar line to move along (no translation, or the point we drive at) a cell counts along
+    # whatever it shows, by the square of the share of its misfit that the depth that fits best leaves. It says
+    # nothing about the road: let it pull at the slopes, and a thousand of them tilt it by a twentieth of a degree.
+    square = still[:, None].square()
+    at_rest = across * (square / (r.reach.square() + square)).square()
     motion_alone = F.pad(r.J_along[:, :6], (0, 0, 0, 5))
     H, b = at.motion.new_zeros(()), at.motion.new_zeros(())
     for weights, off, J in (
         (across, r.across, F.pad(r.J_across, (0, 0, 0, 3))),
         (along, misfit, torch.cat([r.J_along, J_shape], 1)),
-        (across * r.still, r.along, motion_alone),
+        (at_rest, r.along, motion_alone),
     ):
         WJ = J * (weights / (1 + off.square() * weights / tolerance**2))[:, None]
         H, b = H + WJ @ J.transpose(1, 2), b + (WJ @ off[..., None])[..., 0]

@@ -13,11 +13,11 @@ from convlstm_vo.models.kernels import by_strips, njit
 
 # Sums over cells may be taken in any order, which is twice as fast; nothing there becomes an address.
 _sums: Any = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz", "reassoc"})
-_STILL, _LEAST_DEPTH, _PRIOR_TOLERANCE, _WIDEST = 1e-2, 0.05, 3.0, 2.0  # as in solver.py
+_STILL, _LEAST_DEPTH, _PRIOR_TOLERANCE, _WIDEST = 2e-3, 0.05, 3.0, 2.0  # as in solver.py
 _inline: Any = numba.njit(inline="always", error_model="numpy")
 # Rows of what is known of each cell: the fields of `solver.Residuals`, derivatives by 8 unknowns each; and, for
 # Gauss-Newton, those of the misfit along by the road's shape, this misfit with it, and three robust weights.
-_ACROSS, _ALONG, _STILL_ROW, _BEST, _ROAD, _PARALLAX, _J_ACROSS, _J_ALONG = 0, 1, 2, 3, 4, 5, 6, 14
+_ACROSS, _ALONG, _REACH, _BEST, _ROAD, _PARALLAX, _J_ACROSS, _J_ALONG = 0, 1, 2, 3, 4, 5, 6, 14
 _J_SHAPE, _MISFIT, _W_ACROSS, _W_ALONG, _W_STILL, _ROWS = 22, 25, 26, 27, 28, 29
 _N = 11  # unknowns
 
@@ -36,7 +36,7 @@ def gauss_newton(
 
     Args:
         rays: (batch, 3, cells). seen: (batch, 2, cells). across, along: (batch, cells) inverse variances.
-        priors: motion (batch, 6) and its information, road (batch, 5) and its information, climb_sd.
+        priors: motion (batch, 6) and its information, road (batch, 5) and its information, climb_sd, still.
         start: (batch, 11). steps, tolerance: as there.
     """
     cells = [np.ascontiguousarray(t.detach().numpy()) for t in (rays, seen, across, along)]
@@ -179,11 +179,10 @@ def _residuals(rays, seen, at, out):  # type: ignore[no-untyped-def]
         best = (gx * fx + gy * fy + _STILL**2 * on_road) / (gx * gx + gy * gy + _STILL**2)
         best = min(max(best, 0.0), 2.0)
         x, y, iz, ax, ay = _seen_at(sx, sy, sz, m, best)
-        square = ax * ax + ay * ay + 1e-12
-        length = np.sqrt(square)
+        length = np.sqrt(ax * ax + ay * ay + 1e-12)
         wy, wx = ax / length, -(ay + 1e-6) / length  # the line's normal
         out[_ACROSS, i] = (y - v) * wy + (x - u) * wx
-        out[_STILL_ROW, i] = (_STILL**2 / (square + _STILL**2)) ** 2
+        out[_REACH, i] = length
         out[_BEST, i], out[_ROAD, i] = best, road
         _derivatives(x, y, iz * best, R, wx, wy, _J_ACROSS, i, out)
         out[_J_ACROSS + 6, i], out[_J_ACROSS + 7, i] = 0.0, 0.0
@@ -196,8 +195,14 @@ def _residuals(rays, seen, at, out):  # type: ignore[no-untyped-def]
         out[_J_ALONG + 7, i] = (-inverse_norm * rz - road * at[7] * inverse_norm * inverse_norm) * parallax
 
 
+@_inline
+def _at_rest(reach, square):  # type: ignore[no-untyped-def]
+    """How far a cell tells of the motion along its line too; square: that of `Priors.still`."""
+    return (square / (reach * reach + square)) ** 2
+
+
 @_sums
-def _weigh(rays, across, along, shape, tolerance, cells):  # type: ignore[no-untyped-def]
+def _weigh(rays, across, along, shape, still, tolerance, cells):  # type: ignore[no-untyped-def]
     """Rows for the road's shape and the robust weights, as `solver._normal_equations`."""
     total, weighted = 0.0, 0.0
     for i in range(np.uintp(cells.shape[1])):
@@ -207,6 +212,7 @@ def _weigh(rays, across, along, shape, tolerance, cells):  # type: ignore[no-unt
         weighted += weight * cells[_ROAD, i]
     mean = np.float32(max(weighted / max(total, 1e-12), 0.05))
     zero, one, widest, tolerance = np.float32(0), np.float32(1), np.float32(_WIDEST), np.float32(1 / tolerance**2)
+    square = np.float32(still * still)
     bend, left, right = np.float32(shape[0]), np.float32(shape[1]), np.float32(shape[2])
     for i in range(np.uintp(cells.shape[1])):
         parallax, road = cells[_PARALLAX, i], max(cells[_ROAD, i], zero)
@@ -217,7 +223,7 @@ def _weigh(rays, across, along, shape, tolerance, cells):  # type: ignore[no-unt
         cells[_J_SHAPE, i], cells[_J_SHAPE + 1, i], cells[_J_SHAPE + 2, i] = nearer, to_left, to_right
         cells[_MISFIT, i] = off
         cells[_W_ALONG, i] = along[i] / (one + off * off * along[i] * tolerance)
-        off, w_still = cells[_ALONG, i], across[i] * cells[_STILL_ROW, i]
+        off, w_still = cells[_ALONG, i], across[i] * _at_rest(cells[_REACH, i], square)
         cells[_W_STILL, i] = w_still / (one + off * off * w_still * tolerance)
         off = cells[_ACROSS, i]
         cells[_W_ACROSS, i] = across[i] / (one + off * off * across[i] * tolerance)
@@ -239,10 +245,10 @@ def _normal_equations(cells, first, count, weight, misfit, H, b):  # type: ignor
 
 
 @njit
-def _equations(rays, seen, across, along, at, tolerance, cells, H, b):  # type: ignore[no-untyped-def]
+def _equations(rays, seen, across, along, at, still, tolerance, cells, H, b):  # type: ignore[no-untyped-def]
     """All rows of cells at some unknowns, H below its diagonal and b."""
     _residuals(rays, seen, at, cells)
-    _weigh(rays, across, along, at[8:], tolerance, cells)
+    _weigh(rays, across, along, at[8:], still, tolerance, cells)
     H[:] = 0
     b[:] = 0
     _normal_equations(cells, _J_ACROSS, 6, _W_ACROSS, _ACROSS, H, b)
@@ -252,13 +258,13 @@ def _equations(rays, seen, across, along, at, tolerance, cells, H, b):  # type: 
 
 @njit
 def _gauss_newton(  # type: ignore[no-untyped-def]
-    rays, seen, across, along, prior_motion, motion_information, prior_road, road_information, climb_sd, at, H,
-    steps, tolerance,
+    rays, seen, across, along, prior_motion, motion_information, prior_road, road_information, climb_sd, still, at,
+    H, steps, tolerance,
 ):  # fmt: skip
     cells = np.empty((_ROWS, rays.shape[1]), np.float32)
     b, delta, normal, J = np.empty(_N), np.empty(_N), np.empty(3), np.zeros(_N)
     for _ in range(steps):
-        _equations(rays, seen, across, along, at, tolerance, cells, H, b)
+        _equations(rays, seen, across, along, at, still, tolerance, cells, H, b)
         # Priors: the motion, the road, and that the camera stays at its height above it.
         for p in range(6):
             off = at[p] - prior_motion[p]
@@ -295,31 +301,32 @@ def _gauss_newton(  # type: ignore[no-untyped-def]
 
 @njit
 def _solve_all(  # type: ignore[no-untyped-def]
-    first, last, rays, seen, across, along, motion, motion_information, road, road_information, climb_sd, at, H,
-    steps, tolerance,
+    first, last, rays, seen, across, along, motion, motion_information, road, road_information, climb_sd, still, at,
+    H, steps, tolerance,
 ):  # fmt: skip
     """A strip of a batch."""
     for i in range(first, last):
         _gauss_newton(rays[i], seen[i], across[i], along[i], motion[i], motion_information[i], road[i],
-                      road_information[i], climb_sd[i], at[i], H[i], steps, tolerance)  # fmt: skip
+                      road_information[i], climb_sd[i], still[i], at[i], H[i], steps, tolerance)  # fmt: skip
 
 
 class NormalEquations(torch.autograd.Function):
     """`solver._normal_equations` with gradients for the weights of cells, and `residuals` on the way.
 
-    ``apply(rays, seen, across, along, at, tolerance)``, ``at`` (batch, 11) being the unknowns, returns H
-    (batch, 11, 11), b (batch, 11) and what `unpacked` makes residuals of.
+    ``apply(rays, seen, across, along, at, still, tolerance)``, ``at`` (batch, 11) being the unknowns and ``still``
+    (batch,) that of `solver.Priors`, returns H (batch, 11, 11), b (batch, 11) and what `unpacked` makes residuals
+    of.
     """
 
     @staticmethod
-    def forward(ctx: Any, rays: Tensor, seen: Tensor, across: Tensor, along: Tensor, at: Tensor, tolerance: float
-                ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    def forward(ctx: Any, rays: Tensor, seen: Tensor, across: Tensor, along: Tensor, at: Tensor, still: Tensor,
+                tolerance: float) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         cells = [np.ascontiguousarray(t.detach().numpy()) for t in (rays, seen, across, along)]
-        unknowns = at.detach().numpy().astype(np.float64)
+        unknowns, rest = at.detach().numpy().astype(np.float64), still.detach().numpy().astype(np.float64)
         H, b = np.zeros((len(at), _N, _N)), np.zeros((len(at), _N))
         rows = np.empty((len(at), _ROWS, rays.shape[2]), np.float32)
-        by_strips(_equations_all, len(at), 1, *cells, unknowns, tolerance, rows, H, b)
-        ctx.saved, ctx.tolerance = (cells[2], cells[3], rows), tolerance
+        by_strips(_equations_all, len(at), 1, *cells, unknowns, rest, tolerance, rows, H, b)
+        ctx.saved, ctx.tolerance = (cells[2], cells[3], rest, rows), tolerance
         known = torch.from_numpy(rows)
         ctx.mark_non_differentiable(known)
         return torch.from_numpy(H.astype(np.float32)), torch.from_numpy(b.astype(np.float32)), known
@@ -327,19 +334,32 @@ class NormalEquations(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         by_H, by_b = (np.ascontiguousarray(t.numpy()) for t in outer[:2])
-        across, along, rows = ctx.saved
+        across, along, still, rows = ctx.saved
         by_across, by_along = np.empty_like(across), np.empty_like(along)
         by_strips(
-            _equations_back, len(rows), 1, across, along, rows, by_H, by_b, ctx.tolerance, by_across, by_along
+            _equations_back,
+            len(rows),
+            1,
+            across,
+            along,
+            still,
+            rows,
+            by_H,
+            by_b,
+            ctx.tolerance,
+            by_across,
+            by_along,
         )
-        return None, None, torch.from_numpy(by_across), torch.from_numpy(by_along), None, None
+        return None, None, torch.from_numpy(by_across), torch.from_numpy(by_along), None, None, None
 
 
 @njit
-def _equations_all(first, last, rays, seen, across, along, at, tolerance, rows, H, b):  # type: ignore[no-untyped-def]
+def _equations_all(  # type: ignore[no-untyped-def]
+    first, last, rays, seen, across, along, at, still, tolerance, rows, H, b
+):
     """A strip of a batch."""
     for n in range(first, last):
-        _equations(rays[n], seen[n], across[n], along[n], at[n], tolerance, rows[n], H[n], b[n])
+        _equations(rays[n], seen[n], across[n], along[n], at[n], still[n], tolerance, rows[n], H[n], b[n])
         for p in range(_N):
             for q in range(p):
                 H[n, q, p] = H[n, p, q]
@@ -347,12 +367,13 @@ def _equations_all(first, last, rays, seen, across, along, at, tolerance, rows, 
 
 @njit
 def _equations_back(  # type: ignore[no-untyped-def]
-    first, last, across, along, rows, by_H, by_b, tolerance, by_across, by_along
+    first, last, across, along, still, rows, by_H, by_b, tolerance, by_across, by_along
 ):
     """A strip of a batch."""
     one, narrow = np.float32(1), np.float32(1 / tolerance**2)
     by_still = np.empty_like(across[0])
     for n in range(first, last):
+        square = np.float32(still[n] * still[n])
         _by_weights(rows[n], _J_ACROSS, 6, _ACROSS, by_H[n], by_b[n], by_across[n])
         _by_weights(rows[n], _J_ALONG, _N, _MISFIT, by_H[n], by_b[n], by_along[n])
         _by_weights(rows[n], _J_ALONG, 6, _ALONG, by_H[n], by_b[n], by_still)
@@ -360,9 +381,9 @@ def _equations_back(  # type: ignore[no-untyped-def]
             # A robust weight w / (1 + w r^2 / tolerance^2), by w.
             shrunk = one + rows[n, _MISFIT, i] ** 2 * along[n, i] * narrow
             by_along[n, i] /= shrunk * shrunk
-            still = rows[n, _STILL_ROW, i]
-            shrunk = one + rows[n, _ALONG, i] ** 2 * across[n, i] * still * narrow
-            by_still[i] *= still / (shrunk * shrunk)
+            rest = _at_rest(rows[n, _REACH, i], square)
+            shrunk = one + rows[n, _ALONG, i] ** 2 * across[n, i] * rest * narrow
+            by_still[i] *= rest / (shrunk * shrunk)
             shrunk = one + rows[n, _ACROSS, i] ** 2 * across[n, i] * narrow
             by_across[n, i] = by_across[n, i] / (shrunk * shrunk) + by_still[i]
 
