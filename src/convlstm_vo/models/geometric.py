@@ -49,7 +49,8 @@ _PATIENCE = 0.1  # of `Memory.known` a frame: where a search has found no road, 
 _STANDING, _LEAST_AGREEMENT = 0.1, 0.9  # camera heights a frame; what less than that agrees with is asked again
 _BACKWARDS = 0.5  # by which a search believes less that the camera, of which nothing is known, moves backwards
 _REACH_AT_REST = 1e-2  # `Priors.still` of a car that stood
-_LIKE, _CONTRADICTED = 0.02, 0.1  # differences of two agreements: one that says nothing, one that says enough
+# Differences of two agreements: one that says nothing, one that says enough, one that leaves no doubt.
+_LIKE, _CONTRADICTED, _OBVIOUS = 0.02, 0.1, 0.2
 _SEEN_ON_ROAD = 2  # cells of a column that move with us, for all above them to do so
 _LEAST_LEFT = 0.3  # of all that is sure: what of it has to be left to stand
 LEAST_EVIDENCE = 0.04  # of the image; a covered lens has less than 0.01, real streets 0.2 to 0.6
@@ -273,7 +274,7 @@ class GeometricNet(nn.Module):
         )
         # No car stops from one frame to the next: while some road is still seen, that it stood has to be plain.
         stopped = (other_way < implausible_share(memory)[:, 0] * way) & (found[0].road_sd < LEAST_ROAD)
-        clear = clear & (gained > torch.where(stopped, _CONTRADICTED, -_LIKE)) & (other[0].road_sd < LEAST_ROAD)
+        clear = clear & (gained > torch.where(stopped, _OBVIOUS, -_LIKE)) & (other[0].road_sd < LEAST_ROAD)
         clear = clear | (not_slower & (gained > _CONTRADICTED))
         # A lorry that drives off agrees with driving backwards, and houses agree with anything; the road does not.
         vaguer = found[0].metric & ~other[0].metric
