@@ -17,8 +17,16 @@ from convlstm_vo.geometry.camera import Camera
 from convlstm_vo.geometry.trajectory import Trajectory
 from convlstm_vo.models.checkpoint import build, load_checkpoint
 from convlstm_vo.models.config import ModelError, preset
-from convlstm_vo.models.geometric import Cells, Estimate, GeometricNet, Memory, View, implausible_share
-from convlstm_vo.models.solver import Solution, residuals
+from convlstm_vo.models.geometric import (
+    Cells,
+    Estimate,
+    GeometricNet,
+    Memory,
+    View,
+    implausible_share,
+    reach_at_rest,
+)
+from convlstm_vo.models.solver import STILL, Solution, residuals
 from convlstm_vo.odometer import OdometryError, VisualOdometry, estimate_trajectory, working_size
 from convlstm_vo.sequences.base import Frame
 from convlstm_vo.sequences.kitti import KittiSequence
@@ -178,31 +186,55 @@ def test_houses_an_arms_length_away_speak_against_a_motion():
     assert tenth < 0.4  # most of them would be inside the car
 
 
+def asked_again(monkeypatch, known: Estimate, searched: Estimate, agrees: float) -> float:
+    """The way that is believed after a search, against a known motion with which 0.72 of all agrees."""
+    assert isinstance(NET, GeometricNet)
+    found, other = ((e, (e.motion,)) for e in (known, searched))
+    memory = dataclasses.replace(Memory.unpack(torch.zeros(1, Memory.SIZE)), known=torch.ones(1))
+    memory.motion[:, 2] = 0.7
+    cells = Cells(torch.zeros(1, 3, 1, 1), torch.zeros(1, 2, 1, 1), torch.ones(1, 1, 1), torch.ones(1, 1, 1))
+    monkeypatch.setattr(NET, "search", lambda view, memory: searched.motion)
+    monkeypatch.setattr(NET, "look", lambda view, memory: cells)
+    monkeypatch.setattr(NET, "conclude", lambda cells, memory, hidden: other)
+    monkeypatch.setattr(NET, "plausibility", lambda cells, e, among: torch.full((1,), float(e is searched)))
+    monkeypatch.setattr(NET, "agreement", lambda cells, e, among: torch.tensor([agrees if e is searched else 0.72]))
+    yes, view = torch.ones(1, dtype=torch.bool), View(torch.zeros(0), torch.zeros(0), torch.zeros(1, 4))
+    estimate, _ = NET._asked_again(yes, ~yes, view, cells, found, memory, None)
+    return float(estimate.solution.motion[0, 2])
+
+
 @pytest.mark.parametrize(
     "way, agrees, taken",
     [
         (0.01, 0.71, False),  # between lorries, which fit standing still
         (0.03, 0.785, False),
+        (0.01, 0.86, False),  # between cars on blank asphalt
         (0.01, 0.95, True),  # it stood all along
         (0.6, 0.71, True),
     ],
 )
 def test_a_motion_is_given_up_for_standing_only_if_that_is_plain(monkeypatch, way, agrees, taken):
     """A search that brings the road back, against a motion of 0.7 camera heights with which 0.72 of all agrees."""
-    assert isinstance(NET, GeometricNet)
+    believes = asked_again(monkeypatch, believed(0.7, 0.0027), believed(way, 0.0009), agrees)
+    assert believes == pytest.approx(way if taken else 0.7)
 
-    found, other = ((e, (e.motion,)) for e in (believed(0.7, 0.0027), believed(way, 0.0009)))
-    memory = dataclasses.replace(Memory.unpack(torch.zeros(1, Memory.SIZE)), known=torch.ones(1))
-    memory.motion[:, 2] = 0.7
-    cells = Cells(torch.zeros(1, 3, 1, 1), torch.zeros(1, 2, 1, 1), torch.ones(1, 1, 1), torch.ones(1, 1, 1))
-    monkeypatch.setattr(NET, "search", lambda view, memory: other[0].motion)
-    monkeypatch.setattr(NET, "look", lambda view, memory: cells)
-    monkeypatch.setattr(NET, "conclude", lambda cells, memory, hidden: other)
-    monkeypatch.setattr(NET, "plausibility", lambda cells, e, among: torch.full((1,), float(e is other[0])))
-    monkeypatch.setattr(NET, "agreement", lambda cells, e, among: torch.tensor([agrees if e is other[0] else 0.72]))
-    yes, view = torch.ones(1, dtype=torch.bool), View(torch.zeros(0), torch.zeros(0), torch.zeros(1, 4))
-    estimate, _ = NET._asked_again(yes, ~yes, view, cells, found, memory, None)
-    assert float(estimate.solution.motion[0, 2]) == pytest.approx(way if taken else 0.7)
+
+@pytest.mark.parametrize("road_sd, taken", [(0.0005, True), (0.0013, False)])
+def test_a_motion_with_which_the_road_is_seen_is_not_given_up_for_a_guess(monkeypatch, road_sd, taken):
+    """A lorry that drives off agrees with driving backwards, but under that the road is vague."""
+    known, searched = believed(0.7, 0.0012), believed(-0.6, road_sd)
+    assert bool(known.metric) and bool(searched.metric) == taken
+    believes = asked_again(monkeypatch, known, searched, 0.95)
+    assert believes == pytest.approx(-0.6 if taken else 0.7)
+
+
+def test_only_what_is_remembered_to_stand_is_held_at_rest():
+    packed = torch.zeros(3, Memory.SIZE)
+    packed[:, 3] = torch.tensor([0.0, 0.05, 0.5])
+    fresh = Memory.unpack(packed)
+    known = dataclasses.replace(fresh, known=torch.ones(3))
+    assert reach_at_rest(fresh).tolist() == pytest.approx([STILL] * 3)
+    assert reach_at_rest(known).tolist() == pytest.approx([0.01, 0.01, STILL])
 
 
 def test_what_creeps_may_stop_and_what_drives_may_not():
