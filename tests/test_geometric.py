@@ -222,7 +222,7 @@ def test_a_motion_is_given_up_for_standing_only_if_that_is_plain(monkeypatch, wa
 @pytest.mark.parametrize("road_sd, taken", [(0.0005, True), (0.0013, False)])
 def test_a_motion_with_which_the_road_is_seen_is_not_given_up_for_a_guess(monkeypatch, road_sd, taken):
     """A lorry that drives off agrees with driving backwards, but under that the road is vague."""
-    known, searched = believed(0.7, 0.0012), believed(-0.6, road_sd)
+    known, searched = believed(0.7, 0.0009), believed(-0.6, road_sd)
     assert bool(known.metric) and bool(searched.metric) == taken
     believes = asked_again(monkeypatch, known, searched, 0.95)
     assert believes == pytest.approx(-0.6 if taken else 0.7)

@@ -65,7 +65,7 @@ LEAST_ROAD = 0.006  # standard deviation of the way by the road alone, camera he
 # Asphalt that shows next to nothing: cells there err alike, toward what was predicted, and their number is no help.
 # On unseen streets and junctions the way is wrong by some 15 times that standard deviation, and by more than a
 # tenth where it is also as large as this: in camera heights, and as a share of the way.
-_ROAD_ERROR, _VAGUE_ROAD, _VAGUE_SHARE = 15.0, 0.0005, 0.002
+_ROAD_ERROR, _VAGUE_ROAD, _VAGUE_SHARE = 15.0, 0.0004, 0.0015
 # By what the rules on traffic, loss and search judge: the flow's error across and along, in units of what it says
 # itself, and how much the way changes in a frame (and by a share of it). The solver's own, learned values are near
 # these, but a longer training moves them, and a rule must not hang on that.
