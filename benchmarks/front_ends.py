@@ -46,8 +46,16 @@ from convlstm_vo.geometry.camera import Camera
 from convlstm_vo.geometry.trajectory import Trajectory
 from convlstm_vo.models.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint
 from convlstm_vo.models.flow import STRIDE, FlowField, normalise_contrast, warp, window
-from convlstm_vo.models.geometric import Cells, GeometricNet, Memory, View, choose_cells
-from convlstm_vo.models.scene import canyon_inverse_depth, cell_rays, flow_of, road_slopes
+from convlstm_vo.models.geometric import (
+    Cells,
+    GeometricNet,
+    Memory,
+    View,
+    choose_cells,
+    expected_flow,
+    looking_ahead,
+)
+from convlstm_vo.models.scene import cell_rays, road_slopes
 from convlstm_vo.odometer import estimate_trajectory, working_size
 from convlstm_vo.progress import progress
 from convlstm_vo.sequences.base import Frame, Sequence
@@ -76,9 +84,10 @@ class FrontEndNet(GeometricNet):
 
     def look(self, view: View, memory: Memory) -> Cells:
         rays = cell_rays(view.intrinsics, view.prev.shape[-2] // STRIDE, view.prev.shape[-1] // STRIDE)
-        predicted = flow_of(rays, canyon_inverse_depth(rays, memory.mounting), memory.motion, view.intrinsics)
+        predicted = expected_flow(rays, view.intrinsics, memory)
         expected = Expected(predicted.clamp(-1000.0, 1000.0), road_corridor(rays, memory.mounting))
-        return choose_cells(rays, self.front_end(view, expected), view.intrinsics, view.prev)
+        cells = choose_cells(rays, self.front_end(view, expected), view.intrinsics, view.prev)
+        return cells.turned(looking_ahead(memory))
 
 
 # --- front ends ---------------------------------------------------------------------------------------------------

@@ -43,11 +43,15 @@ class Forgetful(GeometricNet):
 
     memory = "carried"
 
-    def conclude(self, cells: Cells, memory: Memory, hidden: State | None) -> tuple[Estimate, State]:
+    def conclude(
+        self, cells: Cells, memory: Memory, hidden: State | None, before: Memory | None = None
+    ) -> tuple[Estimate, State]:
         if self.memory == "none":
             blank = Memory.unpack(torch.zeros_like(memory.pack()))
-            memory = dataclasses.replace(blank, motion=memory.motion, height=memory.height)
-        return super().conclude(cells, memory, hidden if self.memory == "carried" else None)
+            surely = torch.full_like(memory.height, 1e12)  # where the camera looks is not found out either
+            kept = {"motion": memory.motion, "height": memory.height, "aside_precision": surely}
+            memory = dataclasses.replace(blank, **kept)
+        return super().conclude(cells, memory, hidden if self.memory == "carried" else None, before)
 
 
 def load(folder: Path) -> list[CellDrive]:

@@ -193,7 +193,7 @@ def asked_again(monkeypatch, known: Estimate, searched: Estimate, agrees: float)
     memory = dataclasses.replace(Memory.unpack(torch.zeros(1, Memory.SIZE)), known=torch.ones(1))
     memory.motion[:, 2] = 0.7
     cells = Cells(torch.zeros(1, 3, 1, 1), torch.zeros(1, 2, 1, 1), torch.ones(1, 1, 1), torch.ones(1, 1, 1))
-    monkeypatch.setattr(NET, "search", lambda view, memory: searched.motion)
+    monkeypatch.setattr(NET, "search", lambda view, memory: (searched.solution.motion, torch.ones(1)))
     monkeypatch.setattr(NET, "look", lambda view, memory: cells)
     monkeypatch.setattr(NET, "conclude", lambda cells, memory, hidden: other)
     monkeypatch.setattr(NET, "plausibility", lambda cells, e, among: torch.full((1,), float(e is searched)))

@@ -25,13 +25,16 @@ class VehicleCalibration:
     Attributes:
         camera_height_m: above the road; it gives the scale of the motion.
         pitch_rad: by which the camera looks up from the road. roll_rad: by which it leans to the right.
-        precision: how well the angles are known, as inverse variances (1 / rad^2); 0: not at all.
+        precision: how well these are known, as an inverse variance (1 / rad^2); 0: not at all.
+        yaw_rad: by which it looks to the right of where the vehicle drives. yaw_precision: the same of this angle.
     """
 
     camera_height_m: float = 1.65
     pitch_rad: float = 0.0
     roll_rad: float = 0.0
     precision: float = 0.0
+    yaw_rad: float = 0.0
+    yaw_precision: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
@@ -42,13 +45,14 @@ class VehicleCalibration:
                 f"camera height {self.camera_height_m} m: must lie between 0.1 and 20 m above the road; measure it "
                 "from the road to the lens"
             )
-        if max(abs(self.pitch_rad), abs(self.roll_rad)) > 0.3:
+        if max(abs(self.pitch_rad), abs(self.roll_rad), abs(self.yaw_rad)) > 0.3:
             raise CalibrationError(
-                f"pitch {self.pitch_rad} rad, roll {self.roll_rad} rad: must be under 0.3 (17 degrees); rotate the "
-                "images so that the camera looks ahead"
+                f"pitch {self.pitch_rad} rad, roll {self.roll_rad} rad, yaw {self.yaw_rad} rad: must be under 0.3 "
+                "(17 degrees); rotate the images so that the camera looks ahead"
             )
-        if self.precision < 0:
-            raise CalibrationError(f"precision {self.precision}: must not be negative")
+        for name in ("precision", "yaw_precision"):
+            if getattr(self, name) < 0:
+                raise CalibrationError(f"{name} {getattr(self, name)}: must not be negative")
 
     def write(self, path: Path) -> None:
         """As JSON."""

@@ -364,7 +364,7 @@ def calibrate(argv: list[str]) -> None:
     done.write(options.out)
     print(
         f"camera {done.camera_height_m:.3f} m above the road, pitch {done.pitch_rad:+.4f} rad, "
-        f"roll {done.roll_rad:+.4f} rad: {options.out}"
+        f"roll {done.roll_rad:+.4f} rad, yaw {done.yaw_rad:+.4f} rad: {options.out}"
     )
     if track is not None and len(track) == len(poses):  # of the same frames: its turns can be compared
         gain = turn_gain(track, Trajectory(track.timestamps_s, np.stack(poses)))

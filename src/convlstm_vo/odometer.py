@@ -127,10 +127,10 @@ class VisualOdometry:
         if self._state is None:
             return start
         memory = Memory.unpack(self._state[-1])
-        roll, pitch = memory.mounting[0].double().tolist()
-        precision = float(memory.mounting_precision[0].mean())
-        roll, pitch = np.clip([roll, pitch], -0.3, 0.3).tolist()  # what a calibration allows
-        return VehicleCalibration(start.camera_height_m, pitch, roll, precision)
+        (roll, tilt), (yaw, pitch) = memory.mounting[0].double().tolist(), memory.aside[0].double().tolist()
+        pitch, roll, yaw = np.clip([pitch + tilt, roll, yaw], -0.3, 0.3).tolist()  # what a calibration allows
+        precision, of_yaw = float(memory.mounting_precision[0].mean()), float(memory.aside_precision[0])
+        return VehicleCalibration(start.camera_height_m, pitch, roll, precision, yaw, of_yaw)
 
     @torch.inference_mode()
     def track(self, frame: Frame) -> TrackedFrame:
@@ -185,8 +185,10 @@ class VisualOdometry:
         start = self.started_from or VehicleCalibration(net.config.camera_height)
         memory = Memory.unpack(torch.zeros(1, Memory.SIZE, device=self._device))
         memory.height[:] = start.camera_height_m
-        memory.mounting[:] = torch.tensor([start.roll_rad, start.pitch_rad])
+        memory.mounting[:] = torch.tensor([start.roll_rad, 0.0])
         memory.mounting_precision[:] = start.precision
+        memory.aside[:] = torch.tensor([start.yaw_rad, start.pitch_rad])
+        memory.aside_precision[:] = start.yaw_precision
         rows, columns = (-(-side // 32) for side in self._size)
         like = memory.height.new_zeros(1, net.config.hidden_channels, rows, columns)
         return (*net.weigher.cell.zero_state(like), memory.pack())

@@ -28,10 +28,10 @@ from convlstm_vo.models.flow import FlowField, FlowNet
 from convlstm_vo.models.scene import (
     canyon_inverse_depth,
     cell_rays,
-    flow_of,
     flow_to_rays,
     road_normal,
     road_slopes,
+    seen_after,
 )
 from convlstm_vo.models.solver import STILL, Priors, Residuals, Solution, residuals, road_misfit, solve
 
@@ -71,6 +71,15 @@ _ROAD_ERROR, _VAGUE_ROAD, _VAGUE_SHARE = 15.0, 0.0004, 0.0015
 # these, but a longer training moves them, and a rule must not hang on that.
 _OFF_ACROSS, _OFF_ALONG = 2.0, 3.2
 _CHANGE, _CHANGE_SHARE = 0.08, 0.5
+# Where the camera looks on the car, radians: standard deviation of what is not known before the start, and of the
+# direction of one frame's motion, of which ten are alike as those of the road are; how far off one may be, and all.
+# A bend that tells half as much, radians for a camera height; a way that does.
+_ASIDE, _WANDERING, _FRAMES_ALIKE = 0.1, 0.015, 10.0
+_LARGEST_OFF, _LARGEST_ASIDE = 0.15, 0.35
+_CURVED, _CLEARLY_MOVING = 0.004, 0.3
+# A camera that looks so far above or below where it seems to drive is asked again where that is; and where else if
+# what it says cannot be.
+_TILTED, _ELSEWHERE = 0.03, 0.12
 
 
 @dataclasses.dataclass
@@ -86,6 +95,9 @@ class Memory:
         mounting: (batch, 2) slopes of the road on average, i.e. roll and pitch of the camera on the car.
         mounting_precision: (batch, 2), their inverse variance beyond what is known before the start.
         height: (batch,) metres above the road; 0 stands for the configured one.
+        aside: (batch, 2) by which the camera looks to the right of where the car drives, and above it, radians. All
+            before it is in the axes of a camera that looks there (`looking_ahead`).
+        aside_precision: (batch,), inverse variance of each, beyond what is known before the start.
     """
 
     known: Tensor
@@ -96,23 +108,27 @@ class Memory:
     mounting: Tensor
     mounting_precision: Tensor
     height: Tensor
+    aside: Tensor
+    aside_precision: Tensor
 
-    SIZE = 42
+    SIZE = 45
 
     @classmethod
     def unpack(cls, packed: Tensor) -> Memory:
-        """From one tensor (batch, 42)."""
-        known, motion, slopes, shape, variance, mounting, precision, height = packed.split(
-            [1, 6, 2, 3, 25, 2, 2, 1], 1
+        """From one tensor (batch, 45)."""
+        known, motion, slopes, shape, variance, mounting, precision, height, aside, of_aside = packed.split(
+            [1, 6, 2, 3, 25, 2, 2, 1, 2, 1], 1
         )
         variance = variance.unflatten(1, (5, 5))
-        return cls(known[:, 0], motion, slopes, shape, variance, mounting, precision, height[:, 0])
+        road = slopes, shape, variance, mounting, precision
+        return cls(known[:, 0], motion, *road, height[:, 0], aside, of_aside[:, 0])
 
     def pack(self) -> Tensor:
-        """To one tensor (batch, 42)."""
+        """To one tensor (batch, 45)."""
         road = [self.slopes, self.shape, self.variance.flatten(1)]
         slow = [self.mounting, self.mounting_precision, self.height[:, None]]
-        return torch.cat([self.known[:, None], self.motion, *road, *slow], 1)
+        aside = [self.aside, self.aside_precision[:, None]]
+        return torch.cat([self.known[:, None], self.motion, *road, *slow, *aside], 1)
 
 
 @dataclasses.dataclass
@@ -129,6 +145,11 @@ class Cells:
     seen: Tensor
     sigma: Tensor
     texture: Tensor
+
+    def turned(self, rotation: Tensor) -> Cells:
+        """The same cells in other axes, to which the rotation (batch, 3, 3) takes points."""
+        seen = torch.cat([self.seen, torch.ones_like(self.seen[:, :1])], 1)
+        return dataclasses.replace(self, rays=_turned(self.rays, rotation), seen=_turned(seen, rotation)[:, :2])
 
 
 class Weigher(nn.Module):
@@ -231,7 +252,8 @@ class GeometricNet(nn.Module):
         lost = estimate.evidence < LEAST_EVIDENCE
         if bool(lost.any()):
             estimate, state = self._dead_reckoning(lost, estimate, state, memory)
-        return estimate, state
+        after = Memory.unpack(state[-1])
+        return in_camera_axes(estimate, after), (*state[:-1], facing_ahead(after, lost).pack())
 
     def _weak(self, cells: Cells, estimate: Estimate, memory: Memory) -> tuple[Tensor, Tensor]:
         """Which motions, (batch,), call for a search; and which of them because too little agrees with them."""
@@ -258,7 +280,7 @@ class GeometricNet(nn.Module):
         hidden: State | None,
     ) -> tuple[Estimate, State]:
         """What was found, or where that is weak and a search finds better, the latter."""
-        again = dataclasses.replace(memory, motion=self.search(view, memory))
+        again = self._from_nothing(view, memory)
         there = self.look(view, again)
         other = self.conclude(there, again, hidden)
         _, stand = self.open_road(cells, memory, self.priors(memory))
@@ -284,15 +306,44 @@ class GeometricNet(nn.Module):
         state[-1][:, 0] = torch.where(rests, _PATIENCE, state[-1][:, 0])
         return estimate, state
 
+    def _from_nothing(self, view: View, memory: Memory) -> Memory:
+        """Memory with the motion of a `search`, and with the camera's pitch if nothing is known of that yet.
+
+        With a horizon that is 5 degrees off, houses are taken for road, and what a search finds is too slow or far
+        off. But the car drives along its road, so the motion's direction tells where the horizon is, and a motion
+        need not be quite right for that.
+        """
+        best, most = self.search(view, memory)
+        again = dataclasses.replace(memory, motion=best)
+        unknown = (memory.known == 0) & (memory.aside_precision == 0)
+        down = direction(best)[:, 1]
+        moves = best[:, :3].norm(dim=1) > _STANDING
+        tilted = unknown & moves & (down.abs() > _TILTED)
+        if not bool(tilted.any()):
+            return again
+        possible = down.abs() < _LARGEST_ASIDE
+        for elsewhere in (-_ELSEWHERE, _ELSEWHERE):
+            pitch = torch.where(possible, down, elsewhere)
+            aside = torch.stack([torch.zeros_like(pitch), pitch], 1)
+            other = dataclasses.replace(memory, aside=memory.aside + aside)
+            found, score = self.search(view, other)
+            more = tilted & (score > most)
+            other = dataclasses.replace(other, motion=found)
+            packed = torch.where(more[:, None], other.pack(), again.pack())
+            again, most = Memory.unpack(packed), torch.where(more, score, most)
+            if bool((possible | ~tilted).all()):
+                break
+        return again
+
     def look(self, view: View, memory: Memory) -> Cells:
         """Measure the flow between two frames, on top of what memory predicts."""
-        prev, curr, intrinsics = view.prev, view.curr, view.intrinsics
-        rays = cell_rays(intrinsics, prev.shape[-2] // 4, prev.shape[-1] // 4)
-        predicted = flow_of(rays, canyon_inverse_depth(rays, memory.mounting), memory.motion, intrinsics)
-        return choose_cells(rays, self.measure(prev, curr, predicted), intrinsics, prev)
+        rays = cell_rays(view.intrinsics, view.prev.shape[-2] // 4, view.prev.shape[-1] // 4)
+        field = self.measure(view.prev, view.curr, expected_flow(rays, view.intrinsics, memory))
+        return choose_cells(rays, field, view.intrinsics, view.prev).turned(looking_ahead(memory))
 
-    def search(self, view: View, memory: Memory) -> Tensor:
-        """A motion (batch, 6) to start from where nothing is known or all is lost: the best of some.
+    def search(self, view: View, memory: Memory) -> tuple[Tensor, Tensor]:
+        """A motion (batch, 6) to start from where nothing is known or all is lost, the best of some; and how
+        plausible it is, (batch,).
 
         The likeliest are taken further: flow that is measured on top of the right motion says it again, on top of a
         wrong one it goes on to creep away from it.
@@ -317,7 +368,7 @@ class GeometricNet(nn.Module):
             chosen = torch.where(metric[:, None], motion, first)
             best = torch.where((score > most)[:, None], chosen, best)
             most = torch.maximum(most, score)
-        return best
+        return best, most
 
     def _from(self, motion: Tensor, view: View, memory: Memory) -> tuple[Tensor, Tensor, Tensor]:
         """The motion (batch, 6) that is found where another one is expected, its `plausibility`, and whether the
@@ -602,6 +653,8 @@ class GeometricNet(nn.Module):
             mounting,
             precision + gained,
             memory.height,
+            memory.aside,
+            memory.aside_precision,
         )
 
     def _recall(self, state: State | None, pair: Tensor) -> tuple[Memory, State | None]:
@@ -695,6 +748,77 @@ def choose_cells(rays: Tensor, field: FlowField, intrinsics: Tensor, image: Tens
     best = blocks[:, 5:6].argmin(2, keepdim=True).expand(-1, 7, -1, -1, -1)
     picked = blocks.gather(2, best)[:, :, 0]
     return Cells(picked[:, :3], picked[:, 3:5], picked[:, 5], picked[:, 6])
+
+
+def expected_flow(rays: Tensor, intrinsics: Tensor, memory: Memory) -> Tensor:
+    """The flow in pixels (batch, 2, rows, columns) that memory predicts at a camera's rays (batch, 3, ...)."""
+    ahead = looking_ahead(memory)
+    there = _turned(rays, ahead)
+    seen = seen_after(there, canyon_inverse_depth(there, memory.mounting), se3.matrix_from_motion(memory.motion))
+    back = _turned(seen, ahead.transpose(1, 2))
+    return (back[:, :2] - rays[:, :2]) * intrinsics[:, :2, None, None]
+
+
+def looking_ahead(memory: Memory) -> Tensor:
+    """(batch, 3, 3), from the camera's axes to those of one at the same place that looks where the car drives."""
+    yaw, pitch = memory.aside.unbind(1)
+    nothing = torch.zeros_like(yaw)
+    about_y, about_x = torch.stack([nothing, yaw, nothing], 1), torch.stack([pitch, nothing, nothing], 1)
+    return se3.so3_exp(about_y) @ se3.so3_exp(about_x)
+
+
+def _turned(points: Tensor, rotation: Tensor) -> Tensor:
+    """Points (batch, 3, rows, columns) in other axes, scaled to a depth of 1; none lies behind the camera."""
+    there = (rotation @ points.flatten(2)).unflatten(2, points.shape[2:])
+    return there / there[:, 2:].clamp_min(0.05)
+
+
+def in_camera_axes(estimate: Estimate, memory: Memory) -> Estimate:
+    """Motion and covariance as the camera sees them, which need not look ahead. The solution stays as it is."""
+    back = looking_ahead(memory).transpose(1, 2)
+    both = torch.zeros_like(estimate.covariance)
+    both[:, :3, :3] = both[:, 3:, 3:] = back
+    return dataclasses.replace(
+        estimate,
+        motion=(both @ estimate.motion[..., None])[..., 0],
+        covariance=both @ estimate.covariance @ both.transpose(1, 2),
+    )
+
+
+def facing_ahead(memory: Memory, lost: Tensor) -> Memory:
+    """Memory (of the newest frame) that knows a little better where the camera looks, beside where the car drives.
+
+    Only straight driving tells: in a bend a camera before the rear axle goes to the side.
+
+    Args:
+        lost: (batch,) whether this frame told nothing.
+    """
+    way = memory.motion[:, :3].norm(dim=1).clamp_min(1e-6)
+    straight = 1 / (1 + (memory.motion[:, 4] / (_CURVED * way)).square())
+    clear = way.square() / (way.square() + _CLEARLY_MOVING**2)
+    gained = straight * clear * ~lost / (_FRAMES_ALIKE * _WANDERING**2)
+    precision = memory.aside_precision * 0.998
+    off = direction(memory.motion).clamp(-_LARGEST_OFF, _LARGEST_OFF)
+    change = (gained / (precision + gained + _ASIDE**-2))[:, None] * off
+    aside = (memory.aside + change).clamp(-_LARGEST_ASIDE, _LARGEST_ASIDE)
+    return dataclasses.replace(turned_aside(memory, aside), aside_precision=precision + gained)
+
+
+def direction(motion: Tensor) -> Tensor:
+    """(batch, 2) by which a camera looks to the right of its motion (batch, 6), and above it, radians."""
+    ahead = motion[:, 2].abs().clamp_min(1e-6)
+    right, down = (torch.atan(motion[:, i] / ahead) * motion[:, 2].sign() for i in (0, 1))
+    return torch.stack([motion[:, 4] / 2 - right, down + motion[:, 3] / 2], 1)
+
+
+def turned_aside(memory: Memory, aside: Tensor) -> Memory:
+    """The same memory, of a camera that is taken to look elsewhere, (batch, 2)."""
+    new = dataclasses.replace(memory, aside=aside)
+    turned = looking_ahead(new) @ looking_ahead(memory).transpose(1, 2)
+    normals = torch.stack([road_normal(memory.slopes), road_normal(memory.mounting)], 2)
+    slopes, mounting = (road_slopes(n) for n in (turned @ normals).unbind(2))
+    motion = (turned @ memory.motion.unflatten(1, (2, 3)).transpose(1, 2)).transpose(1, 2).flatten(1)
+    return dataclasses.replace(new, motion=motion, slopes=slopes, mounting=mounting)
 
 
 def change_sd(memory: Memory) -> Tensor:
