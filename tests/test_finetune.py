@@ -25,6 +25,7 @@ from convlstm_vo.training.config import TrainError
 from convlstm_vo.training.finetune import (
     FinetuneOptions,
     cells_of_frames,
+    looking_as_driven,
     motion_figures,
     open_drives,
     overall,
@@ -41,17 +42,17 @@ from convlstm_vo.training.geometric import (
     weigh_loss,
 )
 from convlstm_vo.training.weigh_state import forget_rows_after
-from convlstm_vo.world import WorldSequence
+from convlstm_vo.world import Mount, WorldSequence
 
 SIZES = {"00": (26, 64, 256), "01": (12, 64, 192), "02": (10, 64, 256)}  # frames, height, width
 SHORT = WeighConfig(steps=5, lanes=2, frames=3, warmup=2, save_steps=2)
 
 
-def write_drive(root: Path, name: str, seed: int) -> None:
+def write_drive(root: Path, name: str, seed: int, mount: Mount | None = None) -> None:
     """A rendered street as a KITTI sequence, at the focal length at which the network sees: nothing is resized."""
     frames, height, width = SIZES[name]
     camera = Camera(363.6, 363.6, (width - 1) / 2, 20.0, height=height, width=width)
-    drive = WorldSequence(seed, frames=frames, kind="town", camera=camera)
+    drive = WorldSequence(seed, frames=frames, kind="town", camera=camera, mount=mount)
     images = root / "sequences" / name / "image_0"
     images.mkdir(parents=True)
     for frame in drive:
@@ -104,6 +105,20 @@ def test_fine_tunes_on_sequences_of_two_sizes(tree, tmp_path, capsys):
     figures = json.loads((tmp_path / "validation.json").read_text())["figures"]
     assert list(figures) == ["02 (0 to 9)", "mean size"]
     assert set(figures["mean size"]["after"]) == {"shift_percent", "turn_deg", "scale_bias_percent"}
+
+
+def test_learns_in_the_axes_of_where_the_car_drives(tmp_path):
+    """As the odometer will use what was learned, wherever the camera looks: turned by 0.15, pitched by -0.1 rad."""
+    for name, seed in (("00", 32), ("02", 33)):
+        write_drive(tmp_path, name, seed, Mount(yaw=0.15, pitch=-0.1))
+    [drive], _ = open_drives(FinetuneOptions(tmp_path, validate=("02",)), 1.65)
+    assert looking_as_driven(drive).aside.tolist()[0] == pytest.approx([0.15, -0.1], abs=0.02)
+    cells = cells_of_frames(loaded(), drive, 0)
+    moving = cells.motions[:, 2] > 0.1
+    assert moving.sum() > 5
+    assert np.abs(cells.motions[moving, :2] / cells.motions[moving, 2:3]).max() < 0.05
+    rays = cells.cells[:, :3]
+    assert rays[:, 0].mean() == pytest.approx(np.tan(0.15), abs=0.03)  # to the right of the road
 
 
 def test_a_worse_validation_is_a_warning(tree, tmp_path, capsys, monkeypatch):

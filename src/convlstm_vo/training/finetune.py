@@ -26,7 +26,7 @@ from convlstm_vo.geometry import se3
 from convlstm_vo.geometry.camera import Camera
 from convlstm_vo.geometry.files import write_atomically
 from convlstm_vo.models.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint, save_checkpoint
-from convlstm_vo.models.geometric import LEAST_EVIDENCE, GeometricNet, Memory, View
+from convlstm_vo.models.geometric import LEAST_EVIDENCE, GeometricNet, Memory, View, facing_ahead, looking_ahead
 from convlstm_vo.odometer import VisualOdometry, working_size
 from convlstm_vo.progress import progress
 from convlstm_vo.sequences.base import fit_image
@@ -209,8 +209,8 @@ def _pieces(frames: int) -> list[tuple[int, int]]:
 @torch.inference_mode()
 def cells_of_frames(net: GeometricNet, drive: OwnDrive, seed: int) -> CellDrive:
     """Measure the flow of frames as the odometer would: on top of the last true motion, and of the mounting as the
-    network has found it by then. Some are dropped, spoilt and dimmed, as of rendered drives. Nobody knows slopes of
-    the road here, so they are not a number."""
+    network has found it by then, but for where the camera looks, which the truth tells. Some are dropped, spoilt
+    and dimmed, as of rendered drives. Nobody knows slopes of the road here, so they are not a number."""
     rng = np.random.Generator(np.random.PCG64([seed, zlib.crc32(drive.name.encode())]))
     frames = list(drive.frames)
     if len(picked := pick_frames(len(frames), rng)) > _CLIP:
@@ -218,11 +218,15 @@ def cells_of_frames(net: GeometricNet, drive: OwnDrive, seed: int) -> CellDrive:
     intrinsics = torch.tensor(drive.camera.intrinsics[None], dtype=torch.float32)
     motions: list[NDArray[np.float32]] = []
     rows, first = [], None
-    packed, hidden = first_memory(torch.zeros(1, 6)), None
+    start = looking_as_driven(drive)
+    packed, hidden = start.pack(), None
+    turned = looking_ahead(start)[0].double().numpy()
     light = torch.Generator().manual_seed(int(rng.integers(2**62)))
     for (a, prev), (b, curr) in itertools.pairwise(_shown(drive, frames, rng)):
         T = se3.relative(drive.truth[a], drive.truth[b])
         T[:3, 3] /= drive.height_m
+        T[:3] = turned @ T[:3]
+        T[:3, :3] = T[:3, :3] @ turned.T
         motions.append(se3.motion_from_matrix(T).astype(np.float32))
         guess = predicted_motion(motions, rng)
         first = guess if first is None else first
@@ -236,6 +240,19 @@ def cells_of_frames(net: GeometricNet, drive: OwnDrive, seed: int) -> CellDrive:
     assert first is not None
     slopes = np.full((len(rows), 2), np.nan, np.float32)
     return CellDrive(np.stack(rows), np.stack(motions), slopes, first)
+
+
+def looking_as_driven(drive: OwnDrive) -> Memory:
+    """A first memory that knows where the camera looks beside where the car drives, by the truth of all frames."""
+    truth = drive.truth[drive.frames.start : drive.frames.stop]
+    motions = torch.from_numpy(se3.motion_from_matrix(se3.relative(truth[:-1], truth[1:]))).float()
+    motions[:, :3] /= drive.height_m
+    known, seen = Memory.unpack(first_memory(torch.zeros(1, 6))), torch.zeros(1, dtype=torch.bool)
+    for motion in motions:
+        ahead = (motion.view(2, 3) @ looking_ahead(known)[0].T).view(1, 6)
+        known = facing_ahead(dataclasses.replace(known, motion=ahead), seen)
+    first = Memory.unpack(first_memory(torch.zeros(1, 6)))
+    return dataclasses.replace(first, aside=known.aside, aside_precision=known.aside_precision)
 
 
 def _shown(
