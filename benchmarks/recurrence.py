@@ -48,7 +48,7 @@ class Forgetful(GeometricNet):
     ) -> tuple[Estimate, State]:
         if self.memory == "none":
             blank = Memory.unpack(torch.zeros_like(memory.pack()))
-            surely = torch.full_like(memory.height, 1e12)  # where the camera looks is not found out either
+            surely = torch.full_like(memory.aside, 1e12)  # where the camera looks is not found out either
             kept = {"motion": memory.motion, "height": memory.height, "aside_precision": surely}
             memory = dataclasses.replace(blank, **kept)
         return super().conclude(cells, memory, hidden if self.memory == "carried" else None, before)

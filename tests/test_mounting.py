@@ -129,6 +129,11 @@ def test_neither_standing_nor_turning_tells(motion):
     assert known.aside.abs().max() < 0.01
 
 
+def test_a_bend_tells_of_the_pitch():
+    known = driven([0.09, 0.05, 0.3, 0.0, 0.05, 0.0], 40)
+    assert known.aside[0].tolist() == pytest.approx([0.0, np.arctan(0.05 / 0.3)], abs=0.02)
+
+
 def test_backwards_tells_the_same():
     ahead, back = (direction(torch.tensor([[s * 0.1, s * -0.05, s * 1.0, 0.0, 0.0, 0.0]])) for s in (1, -1))
     torch.testing.assert_close(ahead, back)
@@ -138,7 +143,7 @@ def test_backwards_tells_the_same():
 def test_a_lost_frame_tells_nothing():
     known = memory(motion=torch.tensor([[0.5, 0.0, 1.0, 0.0, 0.0, 0.0]]))
     after = facing_ahead(known, torch.ones(1, dtype=torch.bool))
-    assert after.aside.abs().max() == 0 and after.aside_precision == 0
+    assert after.aside.abs().max() == 0 and after.aside_precision.max() == 0
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ class VisualOdometry:
         memory = Memory.unpack(self._state[-1])
         (roll, tilt), (yaw, pitch) = memory.mounting[0].double().tolist(), memory.aside[0].double().tolist()
         pitch, roll, yaw = np.clip([pitch + tilt, roll, yaw], -0.3, 0.3).tolist()  # what a calibration allows
-        precision, of_yaw = float(memory.mounting_precision[0].mean()), float(memory.aside_precision[0])
+        precision, of_yaw = float(memory.mounting_precision[0].mean()), float(memory.aside_precision[0, 0])
         return VehicleCalibration(start.camera_height_m, pitch, roll, precision, yaw, of_yaw)
 
     @torch.inference_mode()
@@ -188,7 +188,7 @@ class VisualOdometry:
         memory.mounting[:] = torch.tensor([start.roll_rad, 0.0])
         memory.mounting_precision[:] = start.precision
         memory.aside[:] = torch.tensor([start.yaw_rad, start.pitch_rad])
-        memory.aside_precision[:] = start.yaw_precision
+        memory.aside_precision[:] = torch.tensor([start.yaw_precision, start.precision])
         rows, columns = (-(-side // 32) for side in self._size)
         like = memory.height.new_zeros(1, net.config.hidden_channels, rows, columns)
         return (*net.weigher.cell.zero_state(like), memory.pack())

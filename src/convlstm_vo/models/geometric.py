@@ -79,7 +79,7 @@ _LARGEST_OFF, _LARGEST_ASIDE = 0.15, 0.35
 _CURVED, _CLEARLY_MOVING = 0.004, 0.3
 # A camera that looks so far above or below where it seems to drive is asked again where that is; and where else if
 # what it says cannot be.
-_TILTED, _ELSEWHERE = 0.03, 0.12
+_TILTED, _ELSEWHERE, _AS_GOOD = 0.03, 0.12, 0.7
 
 
 @dataclasses.dataclass
@@ -97,7 +97,7 @@ class Memory:
         height: (batch,) metres above the road; 0 stands for the configured one.
         aside: (batch, 2) by which the camera looks to the right of where the car drives, and above it, radians. All
             before it is in the axes of a camera that looks there (`looking_ahead`).
-        aside_precision: (batch,), inverse variance of each, beyond what is known before the start.
+        aside_precision: (batch, 2), their inverse variance beyond what is known before the start.
     """
 
     known: Tensor
@@ -111,24 +111,23 @@ class Memory:
     aside: Tensor
     aside_precision: Tensor
 
-    SIZE = 45
+    SIZE = 46
 
     @classmethod
     def unpack(cls, packed: Tensor) -> Memory:
-        """From one tensor (batch, 45)."""
+        """From one tensor (batch, 46)."""
         known, motion, slopes, shape, variance, mounting, precision, height, aside, of_aside = packed.split(
-            [1, 6, 2, 3, 25, 2, 2, 1, 2, 1], 1
+            [1, 6, 2, 3, 25, 2, 2, 1, 2, 2], 1
         )
         variance = variance.unflatten(1, (5, 5))
         road = slopes, shape, variance, mounting, precision
-        return cls(known[:, 0], motion, *road, height[:, 0], aside, of_aside[:, 0])
+        return cls(known[:, 0], motion, *road, height[:, 0], aside, of_aside)
 
     def pack(self) -> Tensor:
-        """To one tensor (batch, 45)."""
+        """To one tensor (batch, 46)."""
         road = [self.slopes, self.shape, self.variance.flatten(1)]
         slow = [self.mounting, self.mounting_precision, self.height[:, None]]
-        aside = [self.aside, self.aside_precision[:, None]]
-        return torch.cat([self.known[:, None], self.motion, *road, *slow, *aside], 1)
+        return torch.cat([self.known[:, None], self.motion, *road, *slow, self.aside, self.aside_precision], 1)
 
 
 @dataclasses.dataclass
@@ -315,7 +314,7 @@ class GeometricNet(nn.Module):
         """
         best, most = self.search(view, memory)
         again = dataclasses.replace(memory, motion=best)
-        unknown = (memory.known == 0) & (memory.aside_precision == 0)
+        unknown = (memory.known == 0) & (memory.aside_precision[:, 1] == 0)
         down = direction(best)[:, 1]
         moves = best[:, :3].norm(dim=1) > _STANDING
         tilted = unknown & moves & (down.abs() > _TILTED)
@@ -327,7 +326,9 @@ class GeometricNet(nn.Module):
             aside = torch.stack([torch.zeros_like(pitch), pitch], 1)
             other = dataclasses.replace(memory, aside=memory.aside + aside)
             found, score = self.search(view, other)
-            more = tilted & (score > most)
+            # A motion that says the same of the horizon, if asked with that, need not fit better for it.
+            same = possible & (direction(found)[:, 1].abs() < down.abs() / 2)
+            more = tilted & (score > torch.where(same, _AS_GOOD * most, most))
             other = dataclasses.replace(other, motion=found)
             packed = torch.where(more[:, None], other.pack(), again.pack())
             again, most = Memory.unpack(packed), torch.where(more, score, most)
@@ -788,7 +789,7 @@ def in_camera_axes(estimate: Estimate, memory: Memory) -> Estimate:
 def facing_ahead(memory: Memory, lost: Tensor) -> Memory:
     """Memory (of the newest frame) that knows a little better where the camera looks, beside where the car drives.
 
-    Only straight driving tells: in a bend a camera before the rear axle goes to the side.
+    Only straight driving tells where right is: in a bend a camera before the rear axle goes to the side.
 
     Args:
         lost: (batch,) whether this frame told nothing.
@@ -796,10 +797,10 @@ def facing_ahead(memory: Memory, lost: Tensor) -> Memory:
     way = memory.motion[:, :3].norm(dim=1).clamp_min(1e-6)
     straight = 1 / (1 + (memory.motion[:, 4] / (_CURVED * way)).square())
     clear = way.square() / (way.square() + _CLEARLY_MOVING**2)
-    gained = straight * clear * ~lost / (_FRAMES_ALIKE * _WANDERING**2)
+    gained = torch.stack([straight * clear, clear], 1) * ~lost[:, None] / (_FRAMES_ALIKE * _WANDERING**2)
     precision = memory.aside_precision * 0.998
     off = direction(memory.motion).clamp(-_LARGEST_OFF, _LARGEST_OFF)
-    change = (gained / (precision + gained + _ASIDE**-2))[:, None] * off
+    change = gained / (precision + gained + _ASIDE**-2) * off
     aside = (memory.aside + change).clamp(-_LARGEST_ASIDE, _LARGEST_ASIDE)
     return dataclasses.replace(turned_aside(memory, aside), aside_precision=precision + gained)
 

@@ -158,7 +158,7 @@ def as_cells(values: Tensor) -> Cells:
 
 
 def first_memory(first: Tensor) -> Tensor:
-    """Packed memory (lanes, 45) of a search's result: a motion to start from, nothing known yet."""
+    """Packed memory (lanes, 46) of a search's result: a motion to start from, nothing known yet."""
     memory = Memory.unpack(first.new_zeros((len(first), Memory.SIZE)))
     return dataclasses.replace(memory, motion=first).pack()
 
