@@ -22,7 +22,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from zero_shot import CLIPS, ROADS, measure
+from zero_shot import CLIPS, measure, unseen_streets
 
 from convlstm_vo.calibration import VehicleCalibration
 from convlstm_vo.geometry import se3
@@ -33,7 +33,7 @@ from convlstm_vo.odometer import estimate_trajectory
 from convlstm_vo.progress import progress
 from convlstm_vo.sequences.base import Frame, Image, Sequence
 from convlstm_vo.sequences.kitti import KittiSequence
-from convlstm_vo.world import Mount, WorldSequence
+from convlstm_vo.world import Mount
 
 FIRST_SEED, FRAMES = 5_100_000, 60  # streets that no training saw
 Change = Callable[[Image, int], Image]
@@ -217,19 +217,6 @@ MOUNTS = {
 }
 
 
-def streets(count: int, mount: Mount) -> list[Sequence]:
-    """Drives of all kinds; those that hardly move are left out."""
-    drives: list[Sequence] = []
-    seed = FIRST_SEED
-    while len(drives) < count:
-        kind = ROADS[seed % 3]
-        drive = WorldSequence(seed, frames=FRAMES, kind=kind, mount=mount)  # type: ignore[arg-type]
-        seed += 1
-        if drive.trajectory.distances_m[-1] > 30:
-            drives.append(drive)
-    return drives
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kitti", type=Path, default=Path("../shared/kitti"))
@@ -252,7 +239,7 @@ def main() -> None:
             print(f"{name:32}", row, flush=True)
         for name in options.mounts if options.streets else []:
             known = VehicleCalibration(MOUNTS[name].height_m)
-            drives = streets(options.streets, MOUNTS[name])
+            drives = unseen_streets(options.streets, FRAMES, mount=MOUNTS[name], seed=FIRST_SEED)
             results[name] = measure(
                 drives,
                 lambda s, known=known: estimate_trajectory(net, s, advance, known),

@@ -54,6 +54,7 @@ from convlstm_vo.models.geometric import (
     choose_cells,
     expected_flow,
     looking_ahead,
+    turned_points,
 )
 from convlstm_vo.models.scene import cell_rays, road_slopes
 from convlstm_vo.odometer import estimate_trajectory, working_size
@@ -85,7 +86,8 @@ class FrontEndNet(GeometricNet):
     def look(self, view: View, memory: Memory) -> Cells:
         rays = cell_rays(view.intrinsics, view.prev.shape[-2] // STRIDE, view.prev.shape[-1] // STRIDE)
         predicted = expected_flow(rays, view.intrinsics, memory)
-        expected = Expected(predicted.clamp(-1000.0, 1000.0), road_corridor(rays, memory.mounting))
+        corridor = road_corridor(turned_points(rays, looking_ahead(memory)), memory.mounting)
+        expected = Expected(predicted.clamp(-1000.0, 1000.0), corridor)
         cells = choose_cells(rays, self.front_end(view, expected), view.intrinsics, view.prev)
         return cells.turned(looking_ahead(memory))
 

@@ -21,7 +21,7 @@ from zero_shot import FIRST_SEED, unseen_streets
 
 from convlstm_vo.calibration import VehicleCalibration
 from convlstm_vo.models.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint
-from convlstm_vo.models.geometric import Memory
+from convlstm_vo.models.geometric import Memory, turned_aside
 from convlstm_vo.models.scene import road_slopes
 from convlstm_vo.odometer import VisualOdometry
 from convlstm_vo.progress import progress
@@ -60,6 +60,7 @@ def main() -> None:
                 if k:
                     assert odometer._state is not None
                     memory = Memory.unpack(odometer._state[-1])
+                    memory = turned_aside(memory, torch.zeros_like(memory.aside))  # in the camera's own axes
                     errors[number, k] = memory.slopes[0].rad2deg().numpy() - true[k]
                     mounting[number] = memory.mounting[0].rad2deg().numpy() - true.mean(0)
                 advance(1)

@@ -33,7 +33,7 @@ from convlstm_vo.odometer import estimate_trajectory
 from convlstm_vo.progress import progress
 from convlstm_vo.sequences.base import Sequence
 from convlstm_vo.sequences.kitti import KittiSequence
-from convlstm_vo.world import TrafficKind, WorldSequence
+from convlstm_vo.world import Mount, TrafficKind, WorldSequence
 
 CLIPS = {"06": (20.0, 40.0), "01": (20.0, 40.0), "0005": (20.0, 40.0), "0013": (100.0,)}
 ROADS = ("town", "country", "motorway")
@@ -106,11 +106,17 @@ def measure(
 
 
 def unseen_streets(
-    count: int, frames: int, traffic: TrafficKind = "usual", cross_slope: bool = False, hilly: bool = False
+    count: int,
+    frames: int,
+    traffic: TrafficKind = "usual",
+    cross_slope: bool = False,
+    hilly: bool = False,
+    *,
+    mount: Mount | None = None,
+    seed: int = FIRST_SEED,
 ) -> list[Sequence]:
     """Drives of all kinds, up to 130 km/h, seen by KITTI's camera; those that hardly move are left out."""
     drives: list[Sequence] = []
-    seed = FIRST_SEED
     while len(drives) < count:
         kind = ROADS[seed % 3]
         drive = WorldSequence(
@@ -120,6 +126,7 @@ def unseen_streets(
             traffic=traffic,
             cross_slope=cross_slope,
             hilly=hilly,
+            mount=mount,
         )
         seed += 1
         if drive.trajectory.distances_m[-1] > 30:

@@ -148,7 +148,9 @@ class Cells:
     def turned(self, rotation: Tensor) -> Cells:
         """The same cells in other axes, to which the rotation (batch, 3, 3) takes points."""
         seen = torch.cat([self.seen, torch.ones_like(self.seen[:, :1])], 1)
-        return dataclasses.replace(self, rays=_turned(self.rays, rotation), seen=_turned(seen, rotation)[:, :2])
+        return dataclasses.replace(
+            self, rays=turned_points(self.rays, rotation), seen=turned_points(seen, rotation)[:, :2]
+        )
 
 
 class Weigher(nn.Module):
@@ -754,9 +756,9 @@ def choose_cells(rays: Tensor, field: FlowField, intrinsics: Tensor, image: Tens
 def expected_flow(rays: Tensor, intrinsics: Tensor, memory: Memory) -> Tensor:
     """The flow in pixels (batch, 2, rows, columns) that memory predicts at a camera's rays (batch, 3, ...)."""
     ahead = looking_ahead(memory)
-    there = _turned(rays, ahead)
+    there = turned_points(rays, ahead)
     seen = seen_after(there, canyon_inverse_depth(there, memory.mounting), se3.matrix_from_motion(memory.motion))
-    back = _turned(seen, ahead.transpose(1, 2))
+    back = turned_points(seen, ahead.transpose(1, 2))
     return (back[:, :2] - rays[:, :2]) * intrinsics[:, :2, None, None]
 
 
@@ -768,7 +770,7 @@ def looking_ahead(memory: Memory) -> Tensor:
     return se3.so3_exp(about_y) @ se3.so3_exp(about_x)
 
 
-def _turned(points: Tensor, rotation: Tensor) -> Tensor:
+def turned_points(points: Tensor, rotation: Tensor) -> Tensor:
     """Points (batch, 3, rows, columns) in other axes, scaled to a depth of 1; none lies behind the camera."""
     there = (rotation @ points.flatten(2)).unflatten(2, points.shape[2:])
     return there / there[:, 2:].clamp_min(0.05)
