@@ -14,10 +14,10 @@ demo: $(VENV)/.installed
 	$(BIN)/convlstm-vo demo --out demo
 
 test: $(VENV)/.installed lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-all: $(VENV)/.installed lint
-	$(BIN)/python -m pytest -m ''
+	$(BIN)/python -m pytest -n auto --dist worksteal -m ''
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/run_all.py

@@ -163,6 +163,16 @@ def _bonnet(image: Image, _: int) -> Image:
     return np.where(y > edge, paint.clip(0, 255), image).astype(np.uint8)
 
 
+def _polished(image: Image, _: int) -> Image:
+    """A bonnet over as much of the image, darker than the street that it mirrors."""
+    height, width = image.shape
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    edge = height * (0.82 + 0.14 * (2 * x / width - 1) ** 2)
+    mirrored = cv2.remap(image, x, (edge - 2.5 * (y - edge)).clip(0), cv2.INTER_LINEAR)
+    paint = 20 + 0.5 * mirrored + 80 * np.exp(-(((y - edge) / 2) ** 2))
+    return np.where(y > edge, paint.clip(0, 255), image).astype(np.uint8)
+
+
 def _written_on(image: Image, _: int) -> Image:
     """A recorder's name and speed in white, and a mark in a corner."""
     out, height = image.copy(), image.shape[0]
@@ -192,6 +202,7 @@ CAMERAS: dict[str, Callable[[Sequence], Seen]] = {
     "rolled by 3 degrees": turned("z", 3.0, (34, 12)),
     "looking 6 degrees to the left": turned("y", -6.0, (12, 80)),
     "a bonnet in view": spoilt(_bonnet),
+    "a bonnet that mirrors the street": spoilt(_polished),
     "a recorder's writing": spoilt(_written_on),
     "black bars": spoilt(_barred),
     "gamma 0.5": spoilt(_gamma(0.5)),

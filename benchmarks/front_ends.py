@@ -46,16 +46,8 @@ from convlstm_vo.geometry.camera import Camera
 from convlstm_vo.geometry.trajectory import Trajectory
 from convlstm_vo.models.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint
 from convlstm_vo.models.flow import STRIDE, FlowField, normalise_contrast, warp, window
-from convlstm_vo.models.geometric import (
-    Cells,
-    GeometricNet,
-    Memory,
-    View,
-    choose_cells,
-    expected_flow,
-    looking_ahead,
-    turned_points,
-)
+from convlstm_vo.models.geometric import Cells, GeometricNet, View, choose_cells, expected_flow
+from convlstm_vo.models.mounting import Memory, looking_ahead, turned_points
 from convlstm_vo.models.scene import cell_rays, road_slopes
 from convlstm_vo.odometer import estimate_trajectory, working_size
 from convlstm_vo.progress import progress
@@ -89,7 +81,7 @@ class FrontEndNet(GeometricNet):
         corridor = road_corridor(turned_points(rays, looking_ahead(memory)), memory.mounting)
         expected = Expected(predicted.clamp(-1000.0, 1000.0), corridor)
         cells = choose_cells(rays, self.front_end(view, expected), view.intrinsics, view.prev)
-        return cells.turned(looking_ahead(memory))
+        return cells.without(view.fixed).turned(looking_ahead(memory))
 
 
 # --- front ends ---------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from convlstm_vo.geometry import se3
 from convlstm_vo.geometry.camera import Camera
 from convlstm_vo.models.checkpoint import DEFAULT_CHECKPOINT, Network, load_checkpoint
-from convlstm_vo.models.geometric import Memory
+from convlstm_vo.models.mounting import Memory
 from convlstm_vo.odometer import TrackedFrame, VisualOdometry
 from convlstm_vo.sequences.base import Frame
 from convlstm_vo.world import Traffic, WorldSequence, heavy_traffic, make_drive, make_plan

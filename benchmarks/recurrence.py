@@ -22,7 +22,8 @@ from zero_shot import measure as measure_trajectories
 from convlstm_vo.models.cells import State
 from convlstm_vo.models.checkpoint import load_checkpoint
 from convlstm_vo.models.config import preset
-from convlstm_vo.models.geometric import Cells, Estimate, GeometricNet, Memory
+from convlstm_vo.models.geometric import Cells, Estimate, GeometricNet
+from convlstm_vo.models.mounting import Memory
 from convlstm_vo.odometer import estimate_trajectory
 from convlstm_vo.sequences.kitti import KittiSequence
 from convlstm_vo.training.cell_drives import CellDrive, cache_cells

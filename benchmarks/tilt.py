@@ -21,7 +21,7 @@ from zero_shot import FIRST_SEED, unseen_streets
 
 from convlstm_vo.calibration import VehicleCalibration
 from convlstm_vo.models.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint
-from convlstm_vo.models.geometric import Memory, turned_aside
+from convlstm_vo.models.mounting import Memory, turned_aside
 from convlstm_vo.models.scene import road_slopes
 from convlstm_vo.odometer import VisualOdometry
 from convlstm_vo.progress import progress

@@ -28,7 +28,8 @@ from convlstm_vo.evaluation.metrics import score
 from convlstm_vo.geometry import se3
 from convlstm_vo.geometry.trajectory import Trajectory
 from convlstm_vo.models.checkpoint import DEFAULT_CHECKPOINT, Network, load_checkpoint
-from convlstm_vo.models.geometric import Cells, GeometricNet, Memory
+from convlstm_vo.models.geometric import Cells, GeometricNet
+from convlstm_vo.models.mounting import Memory
 from convlstm_vo.odometer import estimate_trajectory
 from convlstm_vo.progress import progress
 from convlstm_vo.sequences.base import Sequence

@@ -17,15 +17,8 @@ from convlstm_vo.geometry.camera import Camera
 from convlstm_vo.geometry.trajectory import Trajectory
 from convlstm_vo.models.checkpoint import build, load_checkpoint
 from convlstm_vo.models.config import ModelError, preset
-from convlstm_vo.models.geometric import (
-    Cells,
-    Estimate,
-    GeometricNet,
-    Memory,
-    View,
-    implausible_share,
-    reach_at_rest,
-)
+from convlstm_vo.models.geometric import Cells, Estimate, GeometricNet, View, implausible_share, reach_at_rest
+from convlstm_vo.models.mounting import Memory
 from convlstm_vo.models.solver import STILL, Solution, residuals
 from convlstm_vo.odometer import OdometryError, VisualOdometry, estimate_trajectory, working_size
 from convlstm_vo.sequences.base import Frame
@@ -395,7 +388,7 @@ def test_another_cell_is_one_option():
     pair = torch.zeros(1, 2, 1, 64, 128)
     motion, state = net.step(pair, torch.tensor([[100.0, 100, 63.5, 31.5]]))
     assert motion.shape == (1, 6)
-    assert len(state) == 2
+    assert len(state) == 3
 
 
 def test_trains_from_nothing_and_continues(tmp_path):

@@ -7,6 +7,7 @@ import torch
 
 from convlstm_vo.models import kernels
 from convlstm_vo.models.correlation import correlate, cosines
+from convlstm_vo.models.fixed import slopes_and_change
 from convlstm_vo.models.flow import FlowNet, blend, normalise_contrast, warp_by_cells
 
 
@@ -26,6 +27,7 @@ def test_images(by_torch, batch, height, width):
         lambda: normalise_contrast(images),
         lambda: warp_by_cells(images, predicted),
         lambda: net._channels(images / 255),
+        lambda: slopes_and_change(images, images.flip(3)),
     ):
         found, expected = call(), by_torch(call)
         assert found.shape == expected.shape and float(found.std()) > 0.1

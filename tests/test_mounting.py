@@ -18,15 +18,8 @@ from convlstm_vo.geometry import se3
 from convlstm_vo.geometry.camera import Camera
 from convlstm_vo.geometry.trajectory import Trajectory
 from convlstm_vo.models.checkpoint import load_checkpoint
-from convlstm_vo.models.geometric import (
-    Cells,
-    Memory,
-    direction,
-    expected_flow,
-    facing_ahead,
-    looking_ahead,
-    turned_aside,
-)
+from convlstm_vo.models.geometric import Cells, expected_flow
+from convlstm_vo.models.mounting import Memory, direction, facing_ahead, looking_ahead, turned_aside
 from convlstm_vo.models.scene import cell_rays, flow_of, road_normal
 from convlstm_vo.odometer import VisualOdometry
 from convlstm_vo.sequences.base import Frame

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -14,7 +15,7 @@ from convlstm_vo import cli
 from convlstm_vo.geometry import se3
 from convlstm_vo.geometry.camera import Camera
 from convlstm_vo.geometry.trajectory import read_kitti, read_tum
-from convlstm_vo.models import kernels
+from convlstm_vo.models import fixed, kernels
 from convlstm_vo.models.checkpoint import save_checkpoint
 from convlstm_vo.models.config import preset
 from convlstm_vo.models.network import OdometryNet
@@ -25,12 +26,14 @@ from convlstm_vo.odometer import (
     VisualOdometry,
     compiles_first,
     estimate_trajectory,
+    read_mask,
 )
 from convlstm_vo.recorder import PathSketch, TrajectoryFile
-from convlstm_vo.sequences.base import Frame
+from convlstm_vo.sequences.base import Frame, SequenceError
 from convlstm_vo.sequences.kitti import KittiSequence
 from convlstm_vo.training.cache import decode_sequence
 from convlstm_vo.training.clips import collate, sequential_clips
+from convlstm_vo.world import WorldSequence
 from tests.trees import write_tree
 
 NET = OdometryNet(preset("tiny", image_height=48, image_width=160), seed=1).eval()
@@ -183,6 +186,39 @@ def test_sketches_stay_small_and_cover_the_whole_path() -> None:
     z = sketch.trajectory().positions_xyz[:, 2]
     assert len(z) < 16 and z[0] == 0 and z[-1] > 850
     assert len(set(np.diff(z))) == 1
+
+
+def test_a_mask_hides_what_it_covers_for_ever() -> None:
+    """A bonnet of moving noise, so that only the mask can tell."""
+    sequence = WorldSequence(34, frames=8, kind="town", camera=Camera(363.6, 363.6, 309.5, 93.5, 240, 624))
+    rng, mask = np.random.default_rng(0), np.full((240, 624), 255, np.uint8)
+    mask[190:] = 0
+    noisy = [np.where(mask == 0, rng.integers(0, 256, mask.shape, np.uint8), f.image) for f in sequence]
+    way = float(np.linalg.norm(sequence.trajectory.motions[:, :3], axis=1).sum())
+    odometer = VisualOdometry.from_checkpoint(camera=sequence.camera, mask=mask)
+    odometer.warm_up()
+    motions = [odometer.track(Frame(image, k / 10, k)).T_prev_curr for k, image in enumerate(noisy)]
+    found = sum(float(np.linalg.norm(T[:3, 3])) for T in motions)
+    assert found == pytest.approx(way, rel=0.1)
+    assert odometer._state is not None
+    assert bool((odometer._state[-2][:, 24:] == fixed.TOLD).all())
+
+
+def test_masks_that_cannot_be(sequence: KittiSequence, tmp_path: Path) -> None:
+    camera, path = sequence.camera, tmp_path / "mask.png"
+    with pytest.raises(SequenceError, match="no such file"):
+        read_mask(path, camera)
+    cv2.imwrite(str(path), np.zeros((camera.height, camera.width), np.uint8))
+    with pytest.raises(OdometryError, match=r"mask\.png: the mask is black all over"):
+        read_mask(path, camera)
+    cv2.imwrite(str(path), np.ones((camera.height, camera.width + 1), np.uint8))
+    with pytest.raises(SequenceError, match="but the camera has"):
+        read_mask(path, camera)
+    mask = np.ones((camera.height, camera.width), np.uint8)
+    with pytest.raises(OdometryError, match="takes no mask"):
+        VisualOdometry(NET, camera, mask=mask)
+    with pytest.raises(OdometryError, match="but the camera's images"):
+        VisualOdometry.from_checkpoint(camera=camera, mask=mask[1:])
 
 
 def test_a_frame_needs_no_source(sequence: KittiSequence) -> None:

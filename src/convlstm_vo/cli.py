@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from convlstm_vo.calibration import VehicleCalibration
     from convlstm_vo.geometry.camera import Camera
     from convlstm_vo.odometer import VisualOdometry
-    from convlstm_vo.sequences.base import Stream
+    from convlstm_vo.sequences.base import Image, Stream
     from convlstm_vo.training.config import TrainConfig
 
 Options = TypeVar("Options")
@@ -202,6 +202,9 @@ class RunOptions:
     """Metres of the camera above the road, which give the scale; by default 1.65 (KITTI)."""
     calibration: Path | None = None
     """Vehicle calibration that an earlier run or `convlstm-vo calibrate` wrote, instead of --camera-height."""
+    mask: Path | None = None
+    """Image of the frames' size, black where they show the car (bonnet, dashboard) or a recorder's writing; without
+    it, what lies on the road and never moves is found out while driving."""
     calib: Path | None = None
     """Intrinsics from a KITTI calib.txt or a ROS camera_info YAML."""
     intrinsics: tuple[float, float, float, float] | None = None
@@ -240,6 +243,7 @@ def run(argv: list[str]) -> None:
         stream.camera,
         device=options.device,
         calibration=_vehicle(options.camera_height, options.calibration),
+        mask=_mask(options.mask, stream),
     )
     _compile_first(odometer)
     out = options.out or Path("runs") / stream.name
@@ -295,6 +299,16 @@ def _vehicle(camera_height: float | None, calibration: Path | None) -> VehicleCa
     return None if camera_height is None else VehicleCalibration(camera_height)
 
 
+def _mask(path: Path | None, stream: Stream) -> Image | None:
+    from convlstm_vo.odometer import read_mask
+    from convlstm_vo.sequences.lens import Undistorted
+
+    if path is None:
+        return None
+    mask = read_mask(path, stream.camera)
+    return stream.lens.undistort(mask) if isinstance(stream, Undistorted) else mask
+
+
 @dataclasses.dataclass(frozen=True)
 class CalibrateOptions:
     """Fix the camera's height and mounting on a vehicle once, from a drive whose length is known."""
@@ -309,6 +323,8 @@ class CalibrateOptions:
     """File to write, for --calibration."""
     camera_height: float = 1.65
     """Metres, roughly."""
+    mask: Path | None = None
+    """What the frames show of the car, as for `run`."""
     calib: Path | None = None
     """Intrinsics, as for `run`."""
     intrinsics: tuple[float, float, float, float] | None = None
@@ -341,7 +357,8 @@ def calibrate(argv: list[str]) -> None:
     options = _parse(CalibrateOptions, "calibrate", argv)
     stream = _open(options)
     start = VehicleCalibration(options.camera_height)
-    odometer = VisualOdometry.from_checkpoint(camera=stream.camera, calibration=start)
+    mask = _mask(options.mask, stream)
+    odometer = VisualOdometry.from_checkpoint(camera=stream.camera, calibration=start, mask=mask)
     _compile_first(odometer)
     driven, lost, guessed, poses = 0.0, 0, 0, []
     for tracked in odometer.stream(stream):

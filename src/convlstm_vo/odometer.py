@@ -19,11 +19,12 @@ from convlstm_vo.errors import ConvlstmVoError
 from convlstm_vo.geometry import se3
 from convlstm_vo.geometry.camera import Camera
 from convlstm_vo.geometry.trajectory import Trajectory
-from convlstm_vo.models import kernels
+from convlstm_vo.models import fixed, kernels
 from convlstm_vo.models.cells import State
 from convlstm_vo.models.checkpoint import DEFAULT_CHECKPOINT, Network, load_checkpoint
-from convlstm_vo.models.geometric import LEAST_CONTRAST, LEAST_EVIDENCE, GeometricNet, Memory
-from convlstm_vo.sequences.base import Frame, Stream, fit_image
+from convlstm_vo.models.geometric import LEAST_CONTRAST, LEAST_EVIDENCE, GeometricNet
+from convlstm_vo.models.mounting import Memory
+from convlstm_vo.sequences.base import Frame, Image, Stream, fit_image, read_image
 
 _FOCAL_PX = 363.6  # at which the default network sees: half of KITTI's size
 _MOST_COLUMNS, _MOST_ROWS = 1024, 448
@@ -68,21 +69,35 @@ class VisualOdometry:
         net: a network in evaluation mode.
         camera: intrinsics of the frames as they come (they are resized to the network's size).
         calibration: of the vehicle, for the default network; it starts from it and learns the mounting further.
+        mask: uint8 (height, width), 0 where a frame shows the car or what else is fixed to the camera, for the
+            default network, which finds most of that out by itself.
 
     Its memory does not grow with the number of frames.
     """
 
-    def __init__(self, net: Network, camera: Camera, calibration: VehicleCalibration | None = None) -> None:
+    def __init__(
+        self,
+        net: Network,
+        camera: Camera,
+        calibration: VehicleCalibration | None = None,
+        mask: Image | None = None,
+    ) -> None:
         if calibration is not None and not isinstance(net, GeometricNet):
             raise OdometryError(
                 f"preset {net.config.preset} learned its scale in training and knows no camera height: leave out "
                 "--camera-height and --calibration, or use the default network"
+            )
+        if mask is not None and not isinstance(net, GeometricNet):
+            raise OdometryError(
+                f"preset {net.config.preset} sees an image as a whole and takes no mask: leave out --mask, or use "
+                "the default network"
             )
         self.net = net.eval()
         self.camera = camera
         self.started_from = calibration
         self._size = working_size(camera) if isinstance(net, GeometricNet) else _configured_size(net)
         self._device = next(net.parameters()).device
+        self._hidden = None if mask is None else _hidden(mask, camera, self._size).to(self._device)
         scaled = camera.resized(height=self._size[0], width=self._size[1])
         self._intrinsics = torch.tensor(scaled.intrinsics[None], dtype=torch.float32, device=self._device)
         if isinstance(net, GeometricNet):
@@ -98,11 +113,12 @@ class VisualOdometry:
         *,
         device: str = "cpu",
         calibration: VehicleCalibration | None = None,
+        mask: Image | None = None,
     ) -> VisualOdometry:
         """An odometer with the weights of a checkpoint folder; by default those of the package."""
         if camera is None:
             raise OdometryError("an odometer needs a camera: give its intrinsics, e.g. Camera.from_fov(80, ...)")
-        return cls(load_checkpoint(Path(folder), device=device), camera, calibration)
+        return cls(load_checkpoint(Path(folder), device=device), camera, calibration, mask)
 
     def reset(self) -> None:
         """Forget everything but the calibration: the next frame is a first one."""
@@ -181,17 +197,17 @@ class VisualOdometry:
         return motion, estimate.covariance[0].double().cpu().numpy(), "lost" if lost else "ok", metric
 
     def _calibrated_state(self, net: GeometricNet) -> State:
-        """The state before the first frame: nothing but the calibration."""
+        """The state before the first frame: nothing but the calibration and the mask."""
         start = self.started_from or VehicleCalibration(net.config.camera_height)
-        memory = Memory.unpack(torch.zeros(1, Memory.SIZE, device=self._device))
+        state = net.initial_state(1, self._size)
+        memory = Memory.unpack(state[-1])
         memory.height[:] = start.camera_height_m
         memory.mounting[:] = torch.tensor([start.roll_rad, 0.0])
         memory.mounting_precision[:] = start.precision
         memory.aside[:] = torch.tensor([start.yaw_rad, start.pitch_rad])
         memory.aside_precision[:] = torch.tensor([start.yaw_precision, start.precision])
-        rows, columns = (-(-side // 32) for side in self._size)
-        like = memory.height.new_zeros(1, net.config.hidden_channels, rows, columns)
-        return (*net.weigher.cell.zero_state(like), memory.pack())
+        share = state[-2] if self._hidden is None else self._hidden[None]
+        return (*state[:-2], share, memory.pack())
 
     def _prepare(self, frame: Frame) -> Tensor:
         if frame.image.shape[:2] != (self.camera.height, self.camera.width):
@@ -206,6 +222,27 @@ class VisualOdometry:
     def stream(self, frames: Iterable[Frame]) -> Iterator[TrackedFrame]:
         """`track` each frame of a stream as it comes."""
         return (self.track(frame) for frame in frames)
+
+
+def read_mask(path: Path, camera: Camera) -> Image:
+    """A mask of a camera's images: 0 where they show the car, anything else where they show the world.
+
+    Raises:
+        SequenceError: no image, or one of another size. OdometryError: nothing is left in view.
+    """
+    mask = read_image(path, size=(camera.height, camera.width), rule="the camera")
+    seen = mask.reshape(camera.height, camera.width, -1).any(2)
+    if not seen.any():
+        raise OdometryError(f"{path}: the mask is black all over; black is what to leave out, white the world")
+    return np.where(seen, np.uint8(255), np.uint8(0))
+
+
+def _hidden(mask: Image, camera: Camera, size: tuple[int, int]) -> Tensor:
+    """What share of the default network's blocks it hides, `fixed.told`."""
+    if mask.shape != (camera.height, camera.width):
+        raise OdometryError(f"the mask is {mask.shape}, but the camera's images {camera.height}x{camera.width}")
+    seen = fit_image((255 * (mask > 0)).astype(np.uint8), height=size[0], width=size[1], channels=1)
+    return fixed.told(torch.from_numpy(seen[..., 0] < 128))
 
 
 def compiles_first(net: Network) -> bool:

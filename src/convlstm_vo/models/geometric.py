@@ -22,13 +22,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convlstm_vo.geometry import se3
+from convlstm_vo.models import fixed
 from convlstm_vo.models.cells import CELLS, State
 from convlstm_vo.models.config import ModelConfig, choose
 from convlstm_vo.models.flow import FlowField, FlowNet
+from convlstm_vo.models.mounting import (
+    LARGEST_ASIDE,
+    Memory,
+    direction,
+    facing_ahead,
+    looking_ahead,
+    turned_points,
+)
 from convlstm_vo.models.scene import (
+    STRIDE,
     canyon_inverse_depth,
     cell_rays,
+    flow_of,
     flow_to_rays,
+    road_inverse_depth,
     road_normal,
     road_slopes,
     seen_after,
@@ -71,63 +83,9 @@ _ROAD_ERROR, _VAGUE_ROAD, _VAGUE_SHARE = 15.0, 0.0004, 0.0015
 # these, but a longer training moves them, and a rule must not hang on that.
 _OFF_ACROSS, _OFF_ALONG = 2.0, 3.2
 _CHANGE, _CHANGE_SHARE = 0.08, 0.5
-# Where the camera looks on the car, radians: standard deviation of what is not known before the start, and of the
-# direction of one frame's motion, of which ten are alike as those of the road are; how far off one may be, and all.
-# A bend that tells half as much, radians for a camera height; a way that does.
-_ASIDE, _WANDERING, _FRAMES_ALIKE = 0.1, 0.015, 10.0
-_LARGEST_OFF, _LARGEST_ASIDE = 0.15, 0.35
-_CURVED, _CLEARLY_MOVING = 0.004, 0.3
 # A camera that looks so far above or below where it seems to drive is asked again where that is; and where else if
 # what it says cannot be.
 _TILTED, _ELSEWHERE, _AS_GOOD = 0.03, 0.12, 0.7
-
-
-@dataclasses.dataclass
-class Memory:
-    """What is remembered beside the ConvLSTM's state; all zero before the first frame.
-
-    Attributes:
-        known: (batch,) 0 before a motion has been seen, then 1; between after a search that found no road, which
-            need not be repeated with each frame.
-        motion: (batch, 6) the last one, in camera heights.
-        slopes: (batch, 2) of the road in the newest frame. shape: (batch, 3), beyond a plane (`solver.py`).
-        variance: (batch, 5, 5) of slopes and shape.
-        mounting: (batch, 2) slopes of the road on average, i.e. roll and pitch of the camera on the car.
-        mounting_precision: (batch, 2), their inverse variance beyond what is known before the start.
-        height: (batch,) metres above the road; 0 stands for the configured one.
-        aside: (batch, 2) by which the camera looks to the right of where the car drives, and above it, radians. All
-            before it is in the axes of a camera that looks there (`looking_ahead`).
-        aside_precision: (batch, 2), their inverse variance beyond what is known before the start.
-    """
-
-    known: Tensor
-    motion: Tensor
-    slopes: Tensor
-    shape: Tensor
-    variance: Tensor
-    mounting: Tensor
-    mounting_precision: Tensor
-    height: Tensor
-    aside: Tensor
-    aside_precision: Tensor
-
-    SIZE = 46
-
-    @classmethod
-    def unpack(cls, packed: Tensor) -> Memory:
-        """From one tensor (batch, 46)."""
-        known, motion, slopes, shape, variance, mounting, precision, height, aside, of_aside = packed.split(
-            [1, 6, 2, 3, 25, 2, 2, 1, 2, 2], 1
-        )
-        variance = variance.unflatten(1, (5, 5))
-        road = slopes, shape, variance, mounting, precision
-        return cls(known[:, 0], motion, *road, height[:, 0], aside, of_aside)
-
-    def pack(self) -> Tensor:
-        """To one tensor (batch, 46)."""
-        road = [self.slopes, self.shape, self.variance.flatten(1)]
-        slow = [self.mounting, self.mounting_precision, self.height[:, None]]
-        return torch.cat([self.known[:, None], self.motion, *road, *slow, self.aside, self.aside_precision], 1)
 
 
 @dataclasses.dataclass
@@ -144,6 +102,10 @@ class Cells:
     seen: Tensor
     sigma: Tensor
     texture: Tensor
+
+    def without(self, blocks: Tensor | None) -> Cells:
+        """The same cells, of which some, (batch, rows, columns), tell nothing."""
+        return self if blocks is None else dataclasses.replace(self, sigma=torch.where(blocks, 10.0, self.sigma))
 
     def turned(self, rotation: Tensor) -> Cells:
         """The same cells in other axes, to which the rotation (batch, 3, 3) takes points."""
@@ -241,20 +203,31 @@ class GeometricNet(nn.Module):
             intrinsics: fx, fy, cx, cy in pixels, (batch, 4).
             state: what the last call returned; None to start afresh.
         """
-        memory, hidden = self._recall(state, pair)
-        view = View(pair[:, 0].float(), pair[:, 1].float(), intrinsics.float())
+        memory, share, hidden = self._recall(state, pair)
+        known_fixed = fixed.hidden(share)
+        view = View(pair[:, 0].float(), pair[:, 1].float(), intrinsics.float(), known_fixed)
+        blocks = block_rays(view)
+        stays, moves = fixed.unmoved(view.prev, view.curr, blocks[:, :2])
         cells = self.look(view, memory)
         found = self.conclude(cells, memory, hidden)
         weak, doubtful = self._weak(cells, found[0], memory)
         weak = weak & view.shows_something()  # under a covered lens there is nothing to search
         if bool(weak.any()):
-            found = self._asked_again(weak, doubtful, view, cells, found, memory, hidden)
+            bonnet = fixed.at_the_edge(stays, moves)
+            view = dataclasses.replace(view, fixed=known_fixed | fixed.beside(bonnet))
+            found = self._asked_again(
+                weak, doubtful, view, cells.without(fixed.beside(bonnet)), found, memory, hidden
+            )
+            share = torch.where(weak[:, None, None], fixed.suspected(share, bonnet), share)
         estimate, state = found
         lost = estimate.evidence < LEAST_EVIDENCE
         if bool(lost.any()):
             estimate, state = self._dead_reckoning(lost, estimate, state, memory)
+        if fixed.worth_learning(share, stays, blocks):
+            road = road_flow(blocks, view.intrinsics, memory, estimate.solution)
+            share = fixed.learned(share, stays, moves, road)
         after = Memory.unpack(state[-1])
-        return in_camera_axes(estimate, after), (*state[:-1], facing_ahead(after, lost).pack())
+        return in_camera_axes(estimate, after), (*state[:-1], share, facing_ahead(after, lost).pack())
 
     def _weak(self, cells: Cells, estimate: Estimate, memory: Memory) -> tuple[Tensor, Tensor]:
         """Which motions, (batch,), call for a search; and which of them because too little agrees with them."""
@@ -322,7 +295,7 @@ class GeometricNet(nn.Module):
         tilted = unknown & moves & (down.abs() > _TILTED)
         if not bool(tilted.any()):
             return again
-        possible = down.abs() < _LARGEST_ASIDE
+        possible = down.abs() < LARGEST_ASIDE
         for elsewhere in (-_ELSEWHERE, _ELSEWHERE):
             pitch = torch.where(possible, down, elsewhere)
             aside = torch.stack([torch.zeros_like(pitch), pitch], 1)
@@ -342,7 +315,8 @@ class GeometricNet(nn.Module):
         """Measure the flow between two frames, on top of what memory predicts."""
         rays = cell_rays(view.intrinsics, view.prev.shape[-2] // 4, view.prev.shape[-1] // 4)
         field = self.measure(view.prev, view.curr, expected_flow(rays, view.intrinsics, memory))
-        return choose_cells(rays, field, view.intrinsics, view.prev).turned(looking_ahead(memory))
+        cells = choose_cells(rays, field, view.intrinsics, view.prev).without(view.fixed)
+        return cells.turned(looking_ahead(memory))
 
     def search(self, view: View, memory: Memory) -> tuple[Tensor, Tensor]:
         """A motion (batch, 6) to start from where nothing is known or all is lost, the best of some; and how
@@ -489,13 +463,19 @@ class GeometricNet(nn.Module):
         estimate = self.estimate(cells, second, misfits, across, weights[1], memory, trust, whole)
         return estimate, (*hidden, self.remember(memory, second).pack())
 
-    def initial_state(self, batch: int) -> State:
-        """The state before the first frame of the configured size: all zero."""
-        rows, columns = self.config.image_height // 8, self.config.image_width // 8
+    def initial_state(self, batch: int, size: tuple[int, int] | None = None) -> State:
+        """The state before the first frame: all zero.
+
+        Args:
+            size: (height, width) of the frames, by default as configured.
+        """
+        height, width = size or (self.config.image_height, self.config.image_width)
+        rows, columns = height // 8, width // 8
         like = next(self.parameters()).new_zeros(
             batch, self.config.hidden_channels, -(-rows // 4), -(-columns // 4)
         )
-        return (*self.weigher.cell.zero_state(like), like.new_zeros(batch, Memory.SIZE))
+        share, packed = like.new_zeros(batch, rows, columns), like.new_zeros(batch, Memory.SIZE)
+        return (*self.weigher.cell.zero_state(like), share, packed)
 
     # --- its parts ----------------------------------------------------------------------------------------------
 
@@ -660,10 +640,11 @@ class GeometricNet(nn.Module):
             memory.aside_precision,
         )
 
-    def _recall(self, state: State | None, pair: Tensor) -> tuple[Memory, State | None]:
+    def _recall(self, state: State | None, pair: Tensor) -> tuple[Memory, Tensor, State]:
+        """Memory, what share of each block is `fixed`, and the ConvLSTM's state."""
         if state is None:
-            return Memory.unpack(pair.new_zeros((len(pair), Memory.SIZE), dtype=torch.float32)), None
-        return Memory.unpack(state[-1]), state[:-1]
+            state = self.initial_state(len(pair), (pair.shape[-2], pair.shape[-1]))
+        return Memory.unpack(state[-1]), state[-2], state[:-2]
 
 
 @dataclasses.dataclass
@@ -696,11 +677,15 @@ class Estimate:
 
 @dataclasses.dataclass
 class View:
-    """Two frames: (batch, 1, height, width) grey levels, and fx, fy, cx, cy (batch, 4)."""
+    """Two frames: (batch, 1, height, width) grey levels, and fx, fy, cx, cy (batch, 4).
+
+    ``fixed``: (batch, height / 8, width / 8), which cells show what is fixed to the camera.
+    """
 
     prev: Tensor
     curr: Tensor
     intrinsics: Tensor
+    fixed: Tensor | None = None
 
     def shows_something(self) -> Tensor:
         """(batch,) whether neither image is even."""
@@ -762,20 +747,6 @@ def expected_flow(rays: Tensor, intrinsics: Tensor, memory: Memory) -> Tensor:
     return (back[:, :2] - rays[:, :2]) * intrinsics[:, :2, None, None]
 
 
-def looking_ahead(memory: Memory) -> Tensor:
-    """(batch, 3, 3), from the camera's axes to those of one at the same place that looks where the car drives."""
-    yaw, pitch = memory.aside.unbind(1)
-    nothing = torch.zeros_like(yaw)
-    about_y, about_x = torch.stack([nothing, yaw, nothing], 1), torch.stack([pitch, nothing, nothing], 1)
-    return se3.so3_exp(about_y) @ se3.so3_exp(about_x)
-
-
-def turned_points(points: Tensor, rotation: Tensor) -> Tensor:
-    """Points (batch, 3, rows, columns) in other axes, scaled to a depth of 1; none lies behind the camera."""
-    there = (rotation @ points.flatten(2)).unflatten(2, points.shape[2:])
-    return there / there[:, 2:].clamp_min(0.05)
-
-
 def in_camera_axes(estimate: Estimate, memory: Memory) -> Estimate:
     """Motion and covariance as the camera sees them, which need not look ahead. The solution stays as it is."""
     back = looking_ahead(memory).transpose(1, 2)
@@ -788,40 +759,17 @@ def in_camera_axes(estimate: Estimate, memory: Memory) -> Estimate:
     )
 
 
-def facing_ahead(memory: Memory, lost: Tensor) -> Memory:
-    """Memory (of the newest frame) that knows a little better where the camera looks, beside where the car drives.
-
-    Only straight driving tells where right is: in a bend a camera before the rear axle goes to the side.
-
-    Args:
-        lost: (batch,) whether this frame told nothing.
-    """
-    way = memory.motion[:, :3].norm(dim=1).clamp_min(1e-6)
-    straight = 1 / (1 + (memory.motion[:, 4] / (_CURVED * way)).square())
-    clear = way.square() / (way.square() + _CLEARLY_MOVING**2)
-    gained = torch.stack([straight * clear, clear], 1) * ~lost[:, None] / (_FRAMES_ALIKE * _WANDERING**2)
-    precision = memory.aside_precision * 0.998
-    off = direction(memory.motion).clamp(-_LARGEST_OFF, _LARGEST_OFF)
-    change = gained / (precision + gained + _ASIDE**-2) * off
-    aside = (memory.aside + change).clamp(-_LARGEST_ASIDE, _LARGEST_ASIDE)
-    return dataclasses.replace(turned_aside(memory, aside), aside_precision=precision + gained)
+def block_rays(view: View) -> Tensor:
+    """(batch, 3, rows, columns) of the middles of blocks of 8x8 pixels."""
+    height, width = view.prev.shape[-2:]
+    return F.avg_pool2d(cell_rays(view.intrinsics, height // STRIDE, width // STRIDE), fixed.BLOCK // STRIDE)
 
 
-def direction(motion: Tensor) -> Tensor:
-    """(batch, 2) by which a camera looks to the right of its motion (batch, 6), and above it, radians."""
-    ahead = motion[:, 2].abs().clamp_min(1e-6)
-    right, down = (torch.atan(motion[:, i] / ahead) * motion[:, 2].sign() for i in (0, 1))
-    return torch.stack([motion[:, 4] / 2 - right, down + motion[:, 3] / 2], 1)
-
-
-def turned_aside(memory: Memory, aside: Tensor) -> Memory:
-    """The same memory, of a camera that is taken to look elsewhere, (batch, 2)."""
-    new = dataclasses.replace(memory, aside=aside)
-    turned = looking_ahead(new) @ looking_ahead(memory).transpose(1, 2)
-    normals = torch.stack([road_normal(memory.slopes), road_normal(memory.mounting)], 2)
-    slopes, mounting = (road_slopes(n) for n in (turned @ normals).unbind(2))
-    motion = (turned @ memory.motion.unflatten(1, (2, 3)).transpose(1, 2)).transpose(1, 2).flatten(1)
-    return dataclasses.replace(new, motion=motion, slopes=slopes, mounting=mounting)
+def road_flow(rays: Tensor, intrinsics: Tensor, memory: Memory, solution: Solution) -> Tensor:
+    """Pixels (batch, rows, columns) by which the road moves at a camera's rays; 0 over its horizon."""
+    there = turned_points(rays, looking_ahead(memory))
+    road = road_inverse_depth(there, solution.slopes)
+    return flow_of(there, road, solution.motion, intrinsics).norm(dim=1) * (road > fixed.BELOW_HORIZON)
 
 
 def change_sd(memory: Memory) -> Tensor:

@@ -107,6 +107,48 @@ def _normalise(image, moments, least, out):  # type: ignore[no-untyped-def]
             out[y, x] = (image[y, x] - means[x]) / np.sqrt(spread)
 
 
+def slopes_and_change(prev: Tensor, curr: Tensor, side: int) -> Tensor:
+    """`fixed.slopes_and_change` of images (batch, 1, height, width), in blocks of twice ``side`` pixels."""
+    before, after = (images.contiguous().numpy()[:, 0] for images in (prev, curr))
+    batch, height, width = before.shape
+    out = np.empty((batch, 4, height // (2 * side), width // (2 * side)), np.float32)
+    for a, b, result in zip(before, after, out, strict=True):
+        by_rows(_slopes_and_change, result.shape[1], a, b, side, result)
+    return torch.from_numpy(out)
+
+
+@njit
+def _slopes_and_change(first, last, prev, curr, side, out):  # type: ignore[no-untyped-def]
+    rows, columns = prev.shape[0] // 2, prev.shape[1] // 2
+    top, bottom = max(0, side * first - 1), min(rows, side * last + 1)  # of the half that these blocks see
+    a, b = np.empty((bottom - top, columns), np.float32), np.empty((bottom - top, columns), np.float32)
+    _halved(top, prev, a)
+    _halved(top, curr, b)
+    half, zero = np.float32(0.5), np.float32(0)
+    out[:, first:last] = zero
+    for y in range(side * first, side * last):
+        i, row = y // side, y - top
+        for x in range(side * out.shape[2]):
+            gx = half * (a[row, x + 1] - a[row, x - 1]) if 0 < x < columns - 1 else zero
+            gy = half * (a[row + 1, x] - a[row - 1, x]) if 0 < y < rows - 1 else zero
+            change = b[row, x] - a[row, x]
+            j = x // side
+            out[0, i, j] += gx * gx
+            out[1, i, j] += gx * gy
+            out[2, i, j] += gy * gy
+            out[3, i, j] += change * change
+    out[:, first:last] /= np.float32(side * side)
+
+
+@njit
+def _halved(top, image, out):  # type: ignore[no-untyped-def]
+    """Means of 2x2 pixels, of some rows of them."""
+    for y in range(out.shape[0]):
+        above, below = image[2 * (top + y)], image[2 * (top + y) + 1]
+        for x in range(out.shape[1]):
+            out[y, x] = np.float32(0.25) * (above[2 * x] + above[2 * x + 1] + below[2 * x] + below[2 * x + 1])
+
+
 def filtered(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`conv2d` of images (batch, 1, height, width) with few filters (channels, 1, 5, 5), zeros around."""
     grey, taps = images.contiguous().numpy()[:, 0], weight[:, 0].contiguous().numpy()

@@ -156,10 +156,10 @@ class Undistorted:
             raise SequenceError(
                 f"{stream.name}: its images are {have[0]}x{have[1]}, the lens's {want[0]}x{want[1]}"
             )
-        self._stream, self._lens = stream, lens
+        self._stream, self.lens = stream, lens
         self.name, self.camera = stream.name, lens.rectified
         length = getattr(stream, "__len__", None)
         self.approximate_length = getattr(stream, "approximate_length", None) if length is None else length()
 
     def __iter__(self) -> Iterator[Frame]:
-        return (dataclasses.replace(frame, image=self._lens.undistort(frame.image)) for frame in self._stream)
+        return (dataclasses.replace(frame, image=self.lens.undistort(frame.image)) for frame in self._stream)

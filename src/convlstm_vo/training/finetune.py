@@ -26,7 +26,8 @@ from convlstm_vo.geometry import se3
 from convlstm_vo.geometry.camera import Camera
 from convlstm_vo.geometry.files import write_atomically
 from convlstm_vo.models.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint, save_checkpoint
-from convlstm_vo.models.geometric import LEAST_EVIDENCE, GeometricNet, Memory, View, facing_ahead, looking_ahead
+from convlstm_vo.models.geometric import LEAST_EVIDENCE, GeometricNet, View
+from convlstm_vo.models.mounting import Memory, facing_ahead, looking_ahead
 from convlstm_vo.odometer import VisualOdometry, working_size
 from convlstm_vo.progress import progress
 from convlstm_vo.sequences.base import fit_image

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from convlstm_vo.environment import bfloat16_pays
 from convlstm_vo.models.cells import State
-from convlstm_vo.models.geometric import Cells, GeometricNet, Memory
+from convlstm_vo.models.geometric import Cells, GeometricNet
+from convlstm_vo.models.mounting import Memory
 from convlstm_vo.models.network import detach_state
 from convlstm_vo.models.solver import residuals
 from convlstm_vo.training.cell_drives import MEAN_ROAD, CellDrive, bent, mirrored
