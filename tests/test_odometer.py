@@ -206,18 +206,21 @@ def test_a_mask_hides_what_it_covers_for_ever() -> None:
 
 def test_masks_that_cannot_be(sequence: KittiSequence, tmp_path: Path) -> None:
     camera, path = sequence.camera, tmp_path / "mask.png"
-    with pytest.raises(SequenceError, match="no such file"):
+    with pytest.raises(OdometryError, match="no such mask"):
         read_mask(path, camera)
     cv2.imwrite(str(path), np.zeros((camera.height, camera.width), np.uint8))
     with pytest.raises(OdometryError, match=r"mask\.png: the mask is black all over"):
         read_mask(path, camera)
     cv2.imwrite(str(path), np.ones((camera.height, camera.width + 1), np.uint8))
-    with pytest.raises(SequenceError, match="but the camera has"):
+    with pytest.raises(OdometryError, match="but the camera's images are"):
+        read_mask(path, camera)
+    path.write_bytes(b"no image")
+    with pytest.raises(SequenceError, match="the PNG is truncated"):
         read_mask(path, camera)
     mask = np.ones((camera.height, camera.width), np.uint8)
     with pytest.raises(OdometryError, match="takes no mask"):
         VisualOdometry(NET, camera, mask=mask)
-    with pytest.raises(OdometryError, match="but the camera's images"):
+    with pytest.raises(OdometryError, match="but the camera's images are"):
         VisualOdometry.from_checkpoint(camera=camera, mask=mask[1:])
 
 

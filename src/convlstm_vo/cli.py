@@ -203,8 +203,8 @@ class RunOptions:
     calibration: Path | None = None
     """Vehicle calibration that an earlier run or `convlstm-vo calibrate` wrote, instead of --camera-height."""
     mask: Path | None = None
-    """Image of the frames' size, black where they show the car (bonnet, dashboard) or a recorder's writing; without
-    it, what lies on the road and never moves is found out while driving."""
+    """Image of the frames' size, black where they show the car (bonnet, dashboard). Without it, a bonnet that shows
+    texture is found out while driving."""
     calib: Path | None = None
     """Intrinsics from a KITTI calib.txt or a ROS camera_info YAML."""
     intrinsics: tuple[float, float, float, float] | None = None

@@ -228,9 +228,18 @@ def read_mask(path: Path, camera: Camera) -> Image:
     """A mask of a camera's images: 0 where they show the car, anything else where they show the world.
 
     Raises:
-        SequenceError: no image, or one of another size. OdometryError: nothing is left in view.
+        SequenceError: a damaged image. OdometryError: no file, another size, or nothing left in view.
     """
-    mask = read_image(path, size=(camera.height, camera.width), rule="the camera")
+    if not path.is_file():
+        raise OdometryError(
+            f"{path}: no such mask; draw one on a frame of the camera, black where it shows the car"
+        )
+    mask = read_image(path)
+    if mask.shape[:2] != (camera.height, camera.width):
+        raise OdometryError(
+            f"{path}: the mask is {mask.shape[0]}x{mask.shape[1]}, but the camera's images are {camera.height}x"
+            f"{camera.width} (height x width); draw it on one of them"
+        )
     seen = mask.reshape(camera.height, camera.width, -1).any(2)
     if not seen.any():
         raise OdometryError(f"{path}: the mask is black all over; black is what to leave out, white the world")
@@ -240,7 +249,7 @@ def read_mask(path: Path, camera: Camera) -> Image:
 def _hidden(mask: Image, camera: Camera, size: tuple[int, int]) -> Tensor:
     """What share of the default network's blocks it hides, `fixed.told`."""
     if mask.shape != (camera.height, camera.width):
-        raise OdometryError(f"the mask is {mask.shape}, but the camera's images {camera.height}x{camera.width}")
+        raise OdometryError(f"the mask is {mask.shape}, but the camera's images are {camera.height}x{camera.width}")
     seen = fit_image((255 * (mask > 0)).astype(np.uint8), height=size[0], width=size[1], channels=1)
     return fixed.told(torch.from_numpy(seen[..., 0] < 128))
 
