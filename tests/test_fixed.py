@@ -75,9 +75,9 @@ def test_a_bonnet_reaches_to_the_lower_edge():
     assert fixed.at_the_edge(bonnet, road).equal(bonnet)
     far = blocks(slice(1, 2))  # over a road that shows nothing
     assert not fixed.at_the_edge(far, blocks(slice(0, 1))).any()
-    few = bonnet.clone()
-    few[:, :, 3:] = False
-    assert not fixed.at_the_edge(few, road).any()
+    beside = bonnet.clone()  # a car that goes as we do
+    beside[:, :, 2:] = False
+    assert not fixed.at_the_edge(beside, road).any()
     lorry = blocks(slice(1, 3))  # before it, the road
     assert not fixed.at_the_edge(lorry, blocks(slice(4, 5))).any()
 

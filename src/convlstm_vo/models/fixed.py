@@ -22,6 +22,7 @@ _CLEAR = 2.0  # pixels of flow of the road, from which on what stays is no road
 _GAINED, _LOST = 0.1, 0.5
 _FROM = 0.5
 TOLD = 2.0  # share of what a user's mask says: it is never forgotten
+_WIDE = 0.3  # share of the image's width
 _LEAST = 8  # blocks, of what is no chance
 BELOW_HORIZON = 0.05  # inverse depth of the road, in camera heights: within 20 of them
 _MOST = 0.85  # of what is told below the horizon: if more of it stays, it is the motion that is wrong
@@ -55,21 +56,22 @@ def slopes_and_change(prev: Tensor, curr: Tensor) -> Tensor:
 def at_the_edge(stays: Tensor, moves: Tensor) -> Tensor:
     """What may be a bonnet: something moves over it.
 
-    If most of the rest stays too, it is the car that stands; and a few blocks are chance.
+    If most of the rest stays too, it is the car that stands.
     """
     bonnet = from_the_edge(stays, moves) & (moves.cumsum(1) > 0)
     others = (stays & ~bonnet).flatten(1).sum(1)
-    found = (moves.flatten(1).sum(1) > others) & (bonnet.flatten(1).sum(1) >= _LEAST)
-    return bonnet & found[:, None, None]
+    return bonnet & (moves.flatten(1).sum(1) > others)[:, None, None]
 
 
 def from_the_edge(stays: Tensor, moves: Tensor) -> Tensor:
     """What stays, down to the lower edge: at least half of what is there does, and nothing moves.
 
-    That is a bonnet, but no lorry ahead, before which is road, and nothing far off over a road that shows nothing.
+    That is a bonnet, if it is wide; but no lorry ahead, before which is road, nothing far off over a road that
+    shows nothing, and no car beside that goes as we do.
     """
     beneath = [blocks.flip(1).cumsum(1).flip(1) for blocks in (stays, moves, torch.ones_like(stays))]
-    return stays & (2 * beneath[0] >= beneath[2]) & (beneath[1] == 0)
+    bonnet = stays & (2 * beneath[0] >= beneath[2]) & (beneath[1] == 0)
+    return bonnet & (bonnet.any(1).float().mean(1) >= _WIDE)[:, None, None]
 
 
 def suspected(share: Tensor, bonnet: Tensor) -> Tensor:
