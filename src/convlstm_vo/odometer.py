@@ -27,6 +27,8 @@ from convlstm_vo.models.mounting import Memory
 from convlstm_vo.sequences.base import Frame, Image, Stream, fit_image, read_image
 
 _FOCAL_PX = 363.6  # at which the default network sees: half of KITTI's size
+_KEY_S = 0.11  # seconds between two frames that are compared, at most where there are more of them
+_MOST_AHEAD = 3.5  # times as long as before a car may go on as it did
 _MOST_COLUMNS, _MOST_ROWS = 1024, 448
 COMPILING = "The first run on a machine compiles the network's inner loops, which takes up to a minute."
 Status = Literal["ok", "lost", "frozen"]
@@ -60,6 +62,43 @@ class TrackedFrame:
     covariance: NDArray[np.float64] | None = None
     status: Status = "ok"
     metric: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """The frame from which motion is measured, and what was measured since.
+
+    Attributes:
+        image: (channels, height, width). time_s: seconds. interval_s: from the key frame before, 0 for the first.
+        prev_s: time of the last frame, if that is another one; T_key_prev: its pose; covariance: of that;
+            motion: the same in camera heights, (1, 6).
+    """
+
+    image: Tensor
+    time_s: float
+    interval_s: float = 0.0
+    prev_s: float | None = None
+    T_key_prev: NDArray[np.float64] = dataclasses.field(default_factory=lambda: np.eye(4))
+    covariance: NDArray[np.float64] | None = None
+    motion: Tensor | None = None
+
+    def due(self, now: float) -> bool:
+        """Whether the frame of this time is the next key frame: one more would be too far off."""
+        last = self.time_s if self.prev_s is None else self.prev_s
+        return not (now > last and 2 * now - last - self.time_s <= _KEY_S)
+
+    def expected(self, before: Tensor, now: float) -> Tensor:
+        """The motion (1, 6) from the key frame to one of this time, at the speed that was measured last.
+
+        Args:
+            before: the motion to the key frame.
+        """
+        motion, took = before, self.interval_s
+        if self.motion is not None and self.prev_s is not None:
+            motion, took = self.motion, self.prev_s - self.time_s
+        share = (now - self.time_s) / took if took > 0 and now > self.time_s else 1.0
+        # A clock that jitters is no reason to expect another motion; after a longer gap the car may do anything.
+        return motion if 2 / 3 < share < 3 / 2 or share > _MOST_AHEAD else motion * share
 
 
 class VisualOdometry:
@@ -122,8 +161,9 @@ class VisualOdometry:
 
     def reset(self) -> None:
         """Forget everything but the calibration: the next frame is a first one."""
-        self._state: State | None = None
+        self._state: State | None = None  # at the key frame
         self._previous: Tensor | None = None
+        self._key: Key | None = None
         self._T_world_camera: NDArray[np.float64] = np.eye(4)
 
     def warm_up(self) -> None:
@@ -157,20 +197,20 @@ class VisualOdometry:
         """
         started = time.perf_counter()
         current = self._prepare(frame)  # (channels, height, width)
-        motion: NDArray[np.float64] = np.zeros(6)
+        T_prev_curr: NDArray[np.float64] = np.eye(4)
         covariance: NDArray[np.float64] | None = None
         status: Status = "ok"
         metric = True
-        if self._previous is not None:
+        if isinstance(self.net, GeometricNet):
+            T_prev_curr, covariance, status, metric = self._track_geometric(self.net, current, frame.timestamp_s)
+        elif self._previous is not None:
             pair = torch.stack([self._previous, current])[None]  # (1, 2, channels, height, width)
-            if isinstance(self.net, GeometricNet):
-                motion, covariance, status, metric = self._track_geometric(self.net, pair)
-            else:
-                output, self._state = self.net.step(pair, self._intrinsics, self._state)
-                motion = output[0].double().cpu().numpy()
-        if not np.isfinite(motion).all():
-            raise OdometryError(f"{frame.source or f'frame {frame.index}'}: the network gave the motion {motion}")
-        T_prev_curr = se3.matrix_from_motion(motion)
+            output, self._state = self.net.step(pair, self._intrinsics, self._state)
+            motion = output[0].double().cpu().numpy()
+            if not np.isfinite(motion).all():
+                name = frame.source or f"frame {frame.index}"
+                raise OdometryError(f"{name}: the network gave the motion {motion}")
+            T_prev_curr = se3.matrix_from_motion(motion)
         self._T_world_camera = self._T_world_camera @ T_prev_curr
         self._previous = current
         seconds = time.perf_counter() - started
@@ -179,22 +219,45 @@ class VisualOdometry:
         )
 
     def _track_geometric(
-        self, net: GeometricNet, pair: Tensor
+        self, net: GeometricNet, current: Tensor, now: float
     ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None, Status, bool]:
-        """Motion, covariance, status, and whether the road gave the scale."""
-        if torch.equal(pair[:, 0], pair[:, 1]) and float(pair[:, 1].float().std()) > LEAST_CONTRAST:
-            return np.zeros(6), None, "frozen", True
+        """The motion since the last frame, its covariance, status, and whether the road gave the scale.
+
+        It is measured from a key frame, a tenth of a second ago at high rates: small errors of rotation, which do
+        not depend on the time between two frames, would else add up three times as often at 30 frames a second.
+        """
+        key = self._key
+        if key is None or self._previous is None:
+            self._key = Key(current, now)
+            return np.eye(4), None, "ok", True
+        if torch.equal(self._previous, current) and float(current.float().std()) > LEAST_CONTRAST:
+            return np.eye(4), None, "frozen", True
         state = self._state if self._state is not None else self._calibrated_state(net)
-        estimate, new = net.track(pair, self._intrinsics, state)
+        memory = Memory.unpack(state[-1])
+        expected = key.expected(memory.motion, now)
+        packed = dataclasses.replace(memory, motion=expected).pack()
+        pair = torch.stack([key.image, current])[None]  # (1, 2, channels, height, width)
+        estimate, new = net.track(pair, self._intrinsics, (*state[:-1], packed))
         motion = estimate.motion[0].double().cpu().numpy()
         known = all(bool(torch.isfinite(part).all()) for part in (*new, estimate.covariance))
         if not (known and np.isfinite(motion).all()):
             self._state = self._calibrated_state(net)  # numbers beyond float32: nothing of them is kept
-            return np.zeros(6), None, "lost", False
-        self._state = new
+            self._key = Key(current, now)
+            return np.eye(4), None, "lost", False
         lost = float(estimate.evidence) < LEAST_EVIDENCE
         metric = not lost and bool(estimate.metric)
-        return motion, estimate.covariance[0].double().cpu().numpy(), "lost" if lost else "ok", metric
+        covariance = estimate.covariance[0].double().cpu().numpy()
+        T_key_curr = se3.matrix_from_motion(motion)
+        T_prev_curr = se3.inverse(key.T_key_prev) @ T_key_curr
+        both = covariance if key.covariance is None else covariance + key.covariance
+        if key.due(now) or bool((memory.known < 1) | (Memory.unpack(new[-1]).known < 1)):
+            self._state = new
+            self._key = Key(current, now, now - key.time_s)
+        else:
+            self._key = dataclasses.replace(
+                key, prev_s=now, T_key_prev=T_key_curr, covariance=covariance, motion=estimate.solution.motion
+            )
+        return T_prev_curr, both, "lost" if lost else "ok", metric
 
     def _calibrated_state(self, net: GeometricNet) -> State:
         """The state before the first frame: nothing but the calibration and the mask."""
