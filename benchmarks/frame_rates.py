@@ -2,8 +2,8 @@
 
     python benchmarks/frame_rates.py --json OUT.json
 
-Each street is rendered once, at 60 frames a second, and shown with frames left out; as the odometer does it, from key
-frames a tenth of a second apart, and with each frame measured from the last one.
+Each street is rendered once, at 60 frames a second, and shown with frames left out; as the odometer does it, from
+key frames a tenth of a second apart, and with each frame measured from the last one.
 """
 
 from __future__ import annotations
