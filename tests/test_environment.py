@@ -65,7 +65,7 @@ def test_the_process_starts_again_once() -> None:
 @pytest.mark.parametrize(
     ("loaded", "own", "expected"),
     [
-        (False, {}, "1000"),
+        (False, {}, "2000"),
         (False, {"GOMP_SPINCOUNT": "7"}, "7"),
         (False, {"OMP_WAIT_POLICY": "PASSIVE"}, None),
         (True, {}, None),
@@ -115,7 +115,7 @@ def test_run_sets_it_before_torch_is_loaded() -> None:
     }
     command = [sys.executable, "-c", code]
     shown = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60).stdout
-    assert shown.split() == ["1000", "True"]
+    assert shown.split() == ["2000", "True"]
 
 
 @pytest.mark.parametrize("instructions", ["amx_bf16", "avx512_bf16", None])

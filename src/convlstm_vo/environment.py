@@ -18,11 +18,11 @@ _TRAINING = {
 _HUGE_PAGES = "glibc.malloc.hugetlb"
 _RESTARTED = "CONVLSTM_VO_RESTARTED"  # set in a process that has started again, which must not do so without end
 # After each of torch's loops a thread of it spins for milliseconds before it sleeps, on the core that the next
-# kernel of ours, or another process, wants. Of single frames the loops are short: with 1000 turns of that a frame
-# takes a sixth less time than with GNU's own, with none as long; where another process has a core, a frame of 41 ms
-# takes 63 with these, 97 with GNU's own, 155 with ten times these. Training takes a tenth to a sixth less with 3000
-# than with none.
-_SPINS = {"streaming": "1000", "training": "3000"}
+# kernel of ours, or another process, wants; one that sleeps wakes late. With 1000, 2000, 3000, 10000 turns of that
+# a frame of single ones takes 37, 28.5, 29, 26.5 ms on an idle machine; 38, 39, 45, 68 where another process has
+# one of two cores. (Another machine: 41 with 1000, 49 with GNU's own; beside a process 63, 97.) Training takes a
+# tenth to a sixth less with 3000 than with none.
+_SPINS = {"streaming": "2000", "training": "3000"}
 # The same for single frames, in a running process, by glibc's numbers (malloc.h): blocks of up to 32 MiB, the most
 # that it allows, come from memory that is kept. A frame takes a tenth less time: that of its page faults.
 _MALLOPT = {"M_MMAP_THRESHOLD": (-3, 32 << 20), "M_TRIM_THRESHOLD": (-1, 256 << 20), "M_TOP_PAD": (-2, 64 << 20)}

@@ -47,7 +47,9 @@ class TrackedFrame:
         T_prev_curr: (4, 4) motion from the previous frame; the identity for the first.
         T_world_camera: (4, 4) pose; the world is the first frame's camera.
         seconds: time that it took, decoding excluded.
-        covariance: (6, 6) of the motion (metres, radians) where the network knows it, otherwise None.
+        covariance: (6, 6) of the motion (metres, radians) where the network knows it, otherwise None. Above
+            15 frames a second it is that of two motions from one key frame, whose errors are partly the same: added
+            up over a way it is an upper bound.
         status: "lost": the image does not tell (covered, dark, a jump), the motion is a guess; "frozen": the same
             image again.
         metric: False where no road is seen, or one that shows next to nothing: rotation and direction hold, the
@@ -70,8 +72,7 @@ class Key:
 
     Attributes:
         image: (channels, height, width). time_s: seconds. interval_s: from the key frame before, 0 for the first.
-        prev_s: time of the last frame, if that is another one; T_key_prev: its pose; covariance: of that;
-            motion: the same in camera heights, (1, 6).
+        prev_s: time of the last frame, if that is another one; T_key_prev: its pose; covariance: of that.
     """
 
     image: Tensor
@@ -80,7 +81,6 @@ class Key:
     prev_s: float | None = None
     T_key_prev: NDArray[np.float64] = dataclasses.field(default_factory=lambda: np.eye(4))
     covariance: NDArray[np.float64] | None = None
-    motion: Tensor | None = None
 
     def due(self, now: float) -> bool:
         """Whether the frame of this time is the next key frame: one more would be too far off."""
@@ -88,17 +88,17 @@ class Key:
         return not (now > last and 2 * now - last - self.time_s <= _KEY_S)
 
     def expected(self, before: Tensor, now: float) -> Tensor:
-        """The motion (1, 6) from the key frame to one of this time, at the speed that was measured last.
+        """The motion (1, 6) from the key frame to one of this time, at the speed before the key frame.
+
+        What was measured since is not asked: the solver would take its own errors for what is known of the speed.
 
         Args:
             before: the motion to the key frame.
         """
-        motion, took = before, self.interval_s
-        if self.motion is not None and self.prev_s is not None:
-            motion, took = self.motion, self.prev_s - self.time_s
+        took = self.interval_s
         share = (now - self.time_s) / took if took > 0 and now > self.time_s else 1.0
         # A clock that jitters is no reason to expect another motion; after a longer gap the car may do anything.
-        return motion if 2 / 3 < share < 3 / 2 or share > _MOST_AHEAD else motion * share
+        return before if 2 / 3 < share < 3 / 2 or share > _MOST_AHEAD else before * share
 
 
 class VisualOdometry:
@@ -250,13 +250,14 @@ class VisualOdometry:
         T_key_curr = se3.matrix_from_motion(motion)
         T_prev_curr = se3.inverse(key.T_key_prev) @ T_key_curr
         both = covariance if key.covariance is None else covariance + key.covariance
-        if key.due(now) or bool((memory.known < 1) | (Memory.unpack(new[-1]).known < 1)):
+        if key.due(now) or lost:
             self._state = new
             self._key = Key(current, now, now - key.time_s)
         else:
-            self._key = dataclasses.replace(
-                key, prev_s=now, T_key_prev=T_key_curr, covariance=covariance, motion=estimate.solution.motion
-            )
+            # A search that found little rests for some frames; the first one is repeated until it may look further.
+            rests = torch.where(memory.known > 0, Memory.unpack(new[-1]).known, memory.known)
+            self._state = (*state[:-1], dataclasses.replace(memory, known=rests).pack())
+            self._key = dataclasses.replace(key, prev_s=now, T_key_prev=T_key_curr, covariance=covariance)
         return T_prev_curr, both, "lost" if lost else "ok", metric
 
     def _calibrated_state(self, net: GeometricNet) -> State:

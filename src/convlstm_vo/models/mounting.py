@@ -12,7 +12,6 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from convlstm_vo.geometry import se3
 from convlstm_vo.models.scene import road_normal, road_slopes
 
 # Where the camera looks on the car, radians: standard deviation of what is not known before the start, and of the
@@ -73,10 +72,14 @@ class Memory:
 
 def looking_ahead(memory: Memory) -> Tensor:
     """(batch, 3, 3), from the camera's axes to those of one at the same place that looks where the car drives."""
-    yaw, pitch = memory.aside.unbind(1)
-    nothing = torch.zeros_like(yaw)
-    about_y, about_x = torch.stack([nothing, yaw, nothing], 1), torch.stack([pitch, nothing, nothing], 1)
-    return se3.so3_exp(about_y) @ se3.so3_exp(about_x)
+    (sin_yaw, sin_pitch), (cos_yaw, cos_pitch) = memory.aside.sin().unbind(1), memory.aside.cos().unbind(1)
+    nothing = torch.zeros_like(sin_yaw)
+    about_y_then_x = [
+        [cos_yaw, sin_yaw * sin_pitch, sin_yaw * cos_pitch],
+        [nothing, cos_pitch, -sin_pitch],
+        [-sin_yaw, cos_yaw * sin_pitch, cos_yaw * cos_pitch],
+    ]
+    return torch.stack([entry for row in about_y_then_x for entry in row], 1).unflatten(1, (3, 3))
 
 
 def turned_points(points: Tensor, rotation: Tensor) -> Tensor:
