@@ -257,6 +257,25 @@ def test_a_car_is_expected_to_keep_its_speed() -> None:
     assert first.expected(before, 1.03).equal(before)  # nothing is known of time
 
 
+@pytest.mark.parametrize("covered", [1, 2])
+def test_frames_that_tell_nothing_are_bridged(covered: int) -> None:
+    """In a bend: what was guessed meanwhile is made good by the next frame, measured from the last good one."""
+    sequence = WorldSequence(5_200_003, frames=14, camera=Camera(363.6, 363.6, 309.5, 93.5, 192, 624))
+    frames, bad = list(sequence), range(8, 8 + covered)
+    odometer, spoilt = (VisualOdometry.from_checkpoint(camera=sequence.camera) for _ in range(2))
+    for frame in frames:
+        expected = odometer.track(frame)
+        black = dataclasses.replace(frame, image=np.zeros_like(frame.image))
+        found = spoilt.track(black if frame.index in bad else frame)
+        assert found.status == ("lost" if frame.index in bad else "ok")
+        if frame.index not in bad:
+            off = se3.inverse(expected.T_world_camera) @ found.T_world_camera
+            assert np.linalg.norm(off[:3, 3]) < 0.01 + 0.01 * frame.index
+            assert se3.rotation_angle(off[None, :3, :3])[0] < np.radians(0.1)
+        if frame.index == bad[-1] + 1:
+            assert np.trace(found.covariance) > 2 * np.trace(expected.covariance)
+
+
 def test_a_video_of_thirty_frames_a_second_drifts_as_one_of_ten() -> None:
     """Each motion has an error of its own; measured from key frames, that of a tenth of a second is not three."""
     sequence = WorldSequence(5_200_000, frames=31, fps=30.0, camera=Camera(363.6, 363.6, 309.5, 93.5, 192, 624))

@@ -22,7 +22,7 @@ from convlstm_vo.geometry.trajectory import Trajectory
 from convlstm_vo.models import fixed, kernels
 from convlstm_vo.models.cells import State
 from convlstm_vo.models.checkpoint import DEFAULT_CHECKPOINT, Network, load_checkpoint
-from convlstm_vo.models.geometric import LEAST_CONTRAST, LEAST_EVIDENCE, GeometricNet
+from convlstm_vo.models.geometric import LEAST_CONTRAST, LEAST_EVIDENCE, Estimate, GeometricNet
 from convlstm_vo.models.mounting import Memory
 from convlstm_vo.sequences.base import Frame, Image, Stream, fit_image, read_image
 
@@ -51,7 +51,8 @@ class TrackedFrame:
             15 frames a second it is that of two motions from one key frame, whose errors are partly the same: added
             up over a way it is an upper bound.
         status: "lost": the image does not tell (covered, dark, a jump), the motion is a guess; "frozen": the same
-            image again.
+            image again. After few lost frames the next "ok" one is measured from the last that was, so that its
+            pose is right again; its motion makes good what was guessed, and its covariance says so.
         metric: False where no road is seen, or one that shows next to nothing: rotation and direction hold, the
             length of the motion is a guess.
     """
@@ -164,6 +165,7 @@ class VisualOdometry:
         self._state: State | None = None  # at the key frame
         self._previous: Tensor | None = None
         self._key: Key | None = None
+        self._good: tuple[Key, State] | None = None  # before the odometer was lost, and the state there
         self._T_world_camera: NDArray[np.float64] = np.eye(4)
 
     def warm_up(self) -> None:
@@ -225,6 +227,7 @@ class VisualOdometry:
 
         It is measured from a key frame, a tenth of a second ago at high rates: small errors of rotation, which do
         not depend on the time between two frames, would else add up three times as often at 30 frames a second.
+        After a few frames that tell nothing it is measured across them, from the last key frame that did.
         """
         key = self._key
         if key is None or self._previous is None:
@@ -233,23 +236,31 @@ class VisualOdometry:
         if torch.equal(self._previous, current) and float(current.float().std()) > LEAST_CONTRAST:
             return np.eye(4), None, "frozen", True
         state = self._state if self._state is not None else self._calibrated_state(net)
-        memory = Memory.unpack(state[-1])
-        expected = key.expected(memory.motion, now)
-        packed = dataclasses.replace(memory, motion=expected).pack()
-        pair = torch.stack([key.image, current])[None]  # (1, 2, channels, height, width)
-        estimate, new = net.track(pair, self._intrinsics, (*state[:-1], packed))
-        motion = estimate.motion[0].double().cpu().numpy()
-        known = all(bool(torch.isfinite(part).all()) for part in (*new, estimate.covariance))
-        if not (known and np.isfinite(motion).all()):
+        estimate, new, lost = self._measure(net, key, state, current, now)
+        if lost and self._good is not None and now - self._good[0].time_s <= _MOST_AHEAD * self._good[0].interval_s:
+            again = self._measure(net, *self._good, current, now)
+            if not again[2]:
+                (key, state), (estimate, new, lost) = self._good, again
+        known = all(bool(torch.isfinite(part).all()) for part in (*new, estimate.motion, estimate.covariance))
+        if not known:
             self._state = self._calibrated_state(net)  # numbers beyond float32: nothing of them is kept
-            self._key = Key(current, now)
+            self._key, self._good = Key(current, now), None
             return np.eye(4), None, "lost", False
-        lost = float(estimate.evidence) < LEAST_EVIDENCE
         metric = not lost and bool(estimate.metric)
         covariance = estimate.covariance[0].double().cpu().numpy()
-        T_key_curr = se3.matrix_from_motion(motion)
+        T_key_curr = se3.matrix_from_motion(estimate.motion[0].double().cpu().numpy())
         T_prev_curr = se3.inverse(key.T_key_prev) @ T_key_curr
         both = covariance if key.covariance is None else covariance + key.covariance
+        memory = Memory.unpack(state[-1])
+        if not lost:
+            self._good = None
+        elif self._good is not None:
+            good, its_state = self._good
+            total = both if good.covariance is None else good.covariance + both
+            T_good_curr = good.T_key_prev @ T_prev_curr
+            self._good = dataclasses.replace(good, prev_s=now, T_key_prev=T_good_curr, covariance=total), its_state
+        elif bool(memory.known > 0):
+            self._good = dataclasses.replace(key, prev_s=now, T_key_prev=T_key_curr, covariance=covariance), state
         if key.due(now) or lost:
             self._state = new
             self._key = Key(current, now, now - key.time_s)
@@ -259,6 +270,16 @@ class VisualOdometry:
             self._state = (*state[:-1], dataclasses.replace(memory, known=rests).pack())
             self._key = dataclasses.replace(key, prev_s=now, T_key_prev=T_key_curr, covariance=covariance)
         return T_prev_curr, both, "lost" if lost else "ok", metric
+
+    def _measure(
+        self, net: GeometricNet, key: Key, state: State, current: Tensor, now: float
+    ) -> tuple[Estimate, State, bool]:
+        """The motion from a key frame, the state after it, and whether it is lost."""
+        memory = Memory.unpack(state[-1])
+        packed = dataclasses.replace(memory, motion=key.expected(memory.motion, now)).pack()
+        pair = torch.stack([key.image, current])[None]  # (1, 2, channels, height, width)
+        estimate, new = net.track(pair, self._intrinsics, (*state[:-1], packed))
+        return estimate, new, not float(estimate.evidence) >= LEAST_EVIDENCE
 
     def _calibrated_state(self, net: GeometricNet) -> State:
         """The state before the first frame: nothing but the calibration and the mask."""
