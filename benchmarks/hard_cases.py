@@ -320,7 +320,8 @@ def covered(seed: int, frames: int) -> Film:
     ride = Ride(
         seed, steady(speed), start=mid_turn(speed, before + frames), frames=before + frames + 25, kind="town"
     )
-    return Film(whole(ride), event=before + frames + 1, covered=frozenset(range(before, before + frames)))
+    dark = range(before, before + frames)
+    return Film(whole(ride), event=dark.stop + 1, covered=frozenset(dark), part=(before - 1, dark.stop))
 
 
 def motorway(seed: int, fps: float, speed: float = 36.1, frames: int = 30) -> Film:
@@ -394,7 +395,9 @@ CASES: dict[str, Callable[[int], Film]] = {
     "believed 0, is 3.6 m": lambda seed: dataclasses.replace(motorway(seed, 10.0), event=8, wrong=ahead_by(0.0)),
     "believed to turn by 4 degrees more": lambda seed: believing(seed, 10.0, turned_by(4.0)),
     "believed to turn by 4 degrees less": lambda seed: believing(seed, 10.0, turned_by(-4.0)),
+    "lens covered for 2 frames in a turn": lambda seed: covered(seed, 2),
     "lens covered for 3 frames in a turn": lambda seed: covered(seed, 3),
+    "lens covered for 5 frames in a turn": lambda seed: covered(seed, 5),
     "lens covered for 10 frames in a turn": lambda seed: covered(seed, 10),
     "lens covered for 30 frames in a turn": lambda seed: covered(seed, 30),
     "30 frames left out": lambda seed: jump(seed, street=False),

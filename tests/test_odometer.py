@@ -257,7 +257,7 @@ def test_a_car_is_expected_to_keep_its_speed() -> None:
     assert first.expected(before, 1.03).equal(before)  # nothing is known of time
 
 
-@pytest.mark.parametrize("covered", [1, 2])
+@pytest.mark.parametrize("covered", [1, 3])
 def test_frames_that_tell_nothing_are_bridged(covered: int) -> None:
     """In a bend: what was guessed meanwhile is made good by the next frame, measured from the last good one."""
     sequence = WorldSequence(5_200_003, frames=14, camera=Camera(363.6, 363.6, 309.5, 93.5, 192, 624))
@@ -267,7 +267,7 @@ def test_frames_that_tell_nothing_are_bridged(covered: int) -> None:
         expected = odometer.track(frame)
         black = dataclasses.replace(frame, image=np.zeros_like(frame.image))
         found = spoilt.track(black if frame.index in bad else frame)
-        assert found.status == ("lost" if frame.index in bad else "ok")
+        assert found.status == ("lost" if bad[0] <= frame.index <= bad[-1] + 1 else "ok")
         if frame.index not in bad:
             off = se3.inverse(expected.T_world_camera) @ found.T_world_camera
             assert np.linalg.norm(off[:3, 3]) < 0.01 + 0.01 * frame.index

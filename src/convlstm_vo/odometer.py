@@ -28,7 +28,7 @@ from convlstm_vo.sequences.base import Frame, Image, Stream, fit_image, read_ima
 
 _FOCAL_PX = 363.6  # at which the default network sees: half of KITTI's size
 _KEY_S = 0.11  # seconds between two frames that are compared, at most where there are more of them
-_MOST_AHEAD = 3.5  # times as long as before a car may go on as it did
+_MOST_AHEAD = 4.5  # times as long as before a car may go on as it did
 _MOST_COLUMNS, _MOST_ROWS = 1024, 448
 COMPILING = "The first run on a machine compiles the network's inner loops, which takes up to a minute."
 Status = Literal["ok", "lost", "frozen"]
@@ -51,8 +51,8 @@ class TrackedFrame:
             15 frames a second it is that of two motions from one key frame, whose errors are partly the same: added
             up over a way it is an upper bound.
         status: "lost": the image does not tell (covered, dark, a jump), the motion is a guess; "frozen": the same
-            image again. After few lost frames the next "ok" one is measured from the last that was, so that its
-            pose is right again; its motion makes good what was guessed, and its covariance says so.
+            image again. After few lost frames the first that shows something is measured from the last that did, so
+            that its pose is right again; it is still "lost", for its motion makes good what was guessed.
         metric: False where no road is seen, or one that shows next to nothing: rotation and direction hold, the
             length of the motion is a guess.
     """
@@ -237,6 +237,7 @@ class VisualOdometry:
             return np.eye(4), None, "frozen", True
         state = self._state if self._state is not None else self._calibrated_state(net)
         estimate, new, lost = self._measure(net, key, state, current, now)
+        told = not lost
         if lost and self._good is not None and now - self._good[0].time_s <= _MOST_AHEAD * self._good[0].interval_s:
             again = self._measure(net, *self._good, current, now)
             if not again[2]:
@@ -246,7 +247,7 @@ class VisualOdometry:
             self._state = self._calibrated_state(net)  # numbers beyond float32: nothing of them is kept
             self._key, self._good = Key(current, now), None
             return np.eye(4), None, "lost", False
-        metric = not lost and bool(estimate.metric)
+        metric = told and bool(estimate.metric)
         covariance = estimate.covariance[0].double().cpu().numpy()
         T_key_curr = se3.matrix_from_motion(estimate.motion[0].double().cpu().numpy())
         T_prev_curr = se3.inverse(key.T_key_prev) @ T_key_curr
@@ -269,7 +270,7 @@ class VisualOdometry:
             rests = torch.where(memory.known > 0, Memory.unpack(new[-1]).known, memory.known)
             self._state = (*state[:-1], dataclasses.replace(memory, known=rests).pack())
             self._key = dataclasses.replace(key, prev_s=now, T_key_prev=T_key_curr, covariance=covariance)
-        return T_prev_curr, both, "lost" if lost else "ok", metric
+        return T_prev_curr, both, "ok" if told else "lost", metric
 
     def _measure(
         self, net: GeometricNet, key: Key, state: State, current: Tensor, now: float
