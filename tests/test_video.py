@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 
 import cv2
@@ -56,6 +58,97 @@ def test_a_video_gives_rgb_frames_at_its_rate(video: Path) -> None:
     assert red > 200 and green < 60
     with pytest.raises(SequenceError, match="only once"):
         list(stream)
+
+
+class FakeCapture:
+    """A source of small images, whose number is their grey level, as OpenCV gives them."""
+
+    def __init__(self, times_ms: list[float], length: int) -> None:
+        self.times_ms, self.length, self.number = times_ms, length, -1
+        self.may_give = threading.Semaphore(1)
+        self.waits = threading.Event()
+        self.released = threading.Event()
+
+    def isOpened(self) -> bool:
+        return True
+
+    def read(self) -> tuple[bool, np.ndarray | None]:
+        if not self.may_give.acquire(blocking=False):
+            self.waits.set()
+            self.may_give.acquire()
+        self.number += 1
+        if self.number >= len(self.times_ms):
+            return False, None
+        return True, np.full((48, 64, 3), self.number, np.uint8)
+
+    def get(self, what: int) -> float:
+        if what == cv2.CAP_PROP_POS_MSEC:
+            return self.times_ms[min(self.number, len(self.times_ms) - 1)]
+        return {cv2.CAP_PROP_FPS: 20.0, cv2.CAP_PROP_FRAME_COUNT: self.length}[what]
+
+    def release(self) -> None:
+        self.released.set()
+
+    def give(self, count: int) -> None:
+        """Let so many frames come, and wait until all of them were taken."""
+        self.waits.clear()
+        self.may_give.release(count)
+        assert self.waits.wait(10)
+
+
+@pytest.mark.parametrize(
+    ("told_ms", "expected"),
+    [
+        ([0, 33, 100, 133, 300], [0, 0.033, 0.1, 0.133, 0.3]),  # a phone's, at no constant rate
+        ([40, 73, 140], [0, 0.033, 0.1]),  # it need not begin at zero
+        ([0, 0, 0, 0], [0, 0.05, 0.1, 0.15]),  # a format that tells nothing
+        ([0, 50, 50, 0], [0, 0.05, 0.1, 0.15]),  # and one that stops telling
+    ],
+)
+def test_times_of_a_video_are_those_of_its_frames(monkeypatch, told_ms, expected) -> None:
+    capture = FakeCapture(told_ms, len(told_ms))
+    capture.may_give.release(100)
+    monkeypatch.setattr(cv2, "VideoCapture", lambda source: capture)
+    frames = list(VideoStream("drive.mp4", field_of_view))
+    assert [frame.timestamp_s for frame in frames] == pytest.approx(expected)
+    assert capture.released.is_set()
+
+
+@pytest.mark.parametrize("source", [0, "rtsp://camera.local/stream"])
+def test_a_live_source_gives_its_newest_frame_with_the_time_it_came(monkeypatch, source) -> None:
+    capture = FakeCapture([0.0] * 12, 0)
+    monkeypatch.setattr(cv2, "VideoCapture", lambda source: capture)
+    monkeypatch.setattr(time, "monotonic", lambda: 7 + capture.number / 10)
+    stream = VideoStream(source, field_of_view)
+    assert stream.approximate_length is None
+    assert capture.waits.wait(10)
+    capture.give(3)  # 1, 2 and 3, while the odometer warms up
+    frames = iter(stream)
+    seen = [next(frames)]
+    for count in (1, 4, 2):  # 4; 5 to 8, of which the last is seen; 9 and 10
+        capture.give(count)
+        seen.append(next(frames))
+    assert [int(frame.image[0, 0, 0]) for frame in seen] == [3, 4, 8, 10]
+    assert [frame.index for frame in seen] == [0, 1, 5, 7]
+    assert [frame.timestamp_s for frame in seen] == pytest.approx([0, 0.1, 0.5, 0.7])
+    assert stream.dropped == 4
+    capture.may_give.release(2)  # 11, and the end
+    assert [frame.index for frame in frames] == [8]
+    assert capture.released.wait(10)
+    with pytest.raises(SequenceError, match="only once"):
+        next(iter(stream))
+
+
+def test_who_has_seen_enough_of_a_camera_leaves_no_thread_behind(monkeypatch) -> None:
+    capture = FakeCapture([0.0] * 1000, 0)
+    monkeypatch.setattr(cv2, "VideoCapture", lambda source: capture)
+    frames = iter(VideoStream(0, field_of_view))
+    capture.may_give.release(2)
+    next(frames)
+    frames.close()
+    capture.may_give.release(100)
+    assert capture.released.wait(10)
+    assert capture.number < 1000
 
 
 def test_sources_that_cannot_be_opened(tmp_path: Path, folder: Path, video: Path) -> None:

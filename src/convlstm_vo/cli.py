@@ -268,6 +268,8 @@ def run(argv: list[str]) -> None:
             trajectory_picture(out / "trajectory.png", paths | {"network": sketch.trajectory()})
             rate = f"{1000 * seconds / count:.1f} ms a frame (decoding excluded)"
             print(f"{count} frames, {rate}: {out / 'trajectory.txt'}")
+            if dropped := getattr(stream, "dropped", 0):
+                print(f"{dropped} frames of the live source came meanwhile and were left out")
             if lost:
                 print(f"lost in {lost} frames: the motion there is a guess")
             if guessed:

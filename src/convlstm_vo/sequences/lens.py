@@ -161,5 +161,10 @@ class Undistorted:
         length = getattr(stream, "__len__", None)
         self.approximate_length = getattr(stream, "approximate_length", None) if length is None else length()
 
+    @property
+    def dropped(self) -> int:
+        """Frames of a live source that came while others were looked at."""
+        return int(getattr(self._stream, "dropped", 0))
+
     def __iter__(self) -> Iterator[Frame]:
         return (dataclasses.replace(frame, image=self.lens.undistort(frame.image)) for frame in self._stream)

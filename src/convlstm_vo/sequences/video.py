@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -67,8 +69,62 @@ class ImageFolder:
         return (self[index] for index in range(len(self)))
 
 
+class LiveFrames:
+    """A live source, read as its frames come: of those that nobody has asked for in time, the newest alone is kept.
+
+    Who is slower than the camera would else see what is long past, at times that are wrong.
+
+    Attributes:
+        dropped: frames that came and were not asked for, once the first had been.
+    """
+
+    def __init__(self, capture: Any) -> None:
+        self._capture = capture
+        self._changed = threading.Condition()
+        self._newest: tuple[Any, float, int] | None = None  # image (BGR), seconds of the clock, number
+        self._over = self._unwanted = False
+        self.dropped = 0
+        threading.Thread(target=self._read, name="convlstm-vo-camera", daemon=True).start()
+
+    def _read(self) -> None:
+        number = 0
+        while not self._unwanted:
+            ok, image = self._capture.read()
+            with self._changed:
+                self._newest = (image, time.monotonic(), number) if ok else self._newest
+                self._over = not ok
+                self._changed.notify()
+            if not ok:
+                break
+            number += 1
+        self._capture.release()
+
+    def __iter__(self) -> Iterator[tuple[Any, float, int]]:
+        """Images, seconds since the first of them, and numbers, which leave out what was dropped."""
+        first = begin = None
+        last = -1
+        try:
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._newest is not None or self._over)
+                    newest, self._newest = self._newest, None
+                if newest is None:
+                    return
+                image, now, number = newest
+                if first is None or begin is None:
+                    first, begin, last = number, now, number - 1
+                self.dropped += number - last - 1
+                last = number
+                yield image, now - begin, number - first
+        finally:
+            self._unwanted = True
+
+
 class VideoStream:
     """A video file, a stream URL or a live camera (its number), read once from start to end by OpenCV.
+
+    Times are those of the file, whose frames need not be equally far apart, or those at which a live source gave
+    its frames. A camera and a URL without a length are live: see `LiveFrames`.
 
     Args:
         source: path, URL or camera number.
@@ -84,7 +140,6 @@ class VideoStream:
     def __init__(self, source: Path | str | int, camera_for: CameraFor) -> None:
         self.source = str(source)
         self.name = f"camera{source}" if isinstance(source, int) else Path(source).stem
-        self._live = isinstance(source, int)
         self._capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))
         ok, first = self._capture.read() if self._capture.isOpened() else (False, None)
         if not ok or first is None:
@@ -95,15 +150,32 @@ class VideoStream:
         self._fps = self._capture.get(cv2.CAP_PROP_FPS) or 1 / FRAME_PERIOD_S
         count = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
         self.approximate_length = count if count > 0 else None
+        live = isinstance(source, int) or (count <= 0 and "://" in self.source)
+        self._live = LiveFrames(self._capture) if live else None
+
+    @property
+    def dropped(self) -> int:
+        """Frames of a live source that came while others were looked at."""
+        return 0 if self._live is None else self._live.dropped
 
     def __iter__(self) -> Iterator[Frame]:
-        image, index = self._first, 0
-        if image is None:
+        if self._first is None:
             raise SequenceError(f"{self.source}: a video can be read only once; open it again")
-        self._first = None
-        while image is not None:
+        for image, time_s, index in self._recorded() if self._live is None else self._live:
+            self._first = None
             rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-            yield Frame(rgb, index / self._fps, index, f"{self.source}, frame {index}")
+            yield Frame(rgb, time_s, index, f"{self.source}, frame {index}")
+
+    def _recorded(self) -> Iterator[tuple[Any, float, int]]:
+        """Images, seconds and numbers of a file."""
+        image, index, time_s = self._first, 0, 0.0
+        start = self._told_s()
+        while image is not None:
+            yield image, time_s, index
             ok, image = self._capture.read()
-            image, index = (image if ok else None), index + 1
+            image, index, told = (image if ok else None), index + 1, self._told_s() - start
+            time_s = told if told > time_s else time_s + 1 / self._fps  # not every format tells
         self._capture.release()
+
+    def _told_s(self) -> float:
+        return float(self._capture.get(cv2.CAP_PROP_POS_MSEC)) / 1000
