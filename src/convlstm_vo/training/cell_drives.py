@@ -213,8 +213,8 @@ def bent(drive: CellDrive, bend: float) -> CellDrive:
     turned = (R_t @ rays.flatten(2)).unflatten(2, rays.shape[2:])
     moved = turned - road.clamp_min(0.0)[:, None] * (R_t @ t[..., None])[..., None]
     far, near = (p[:, :2] / p[:, 2:].clamp_min(0.05) for p in (turned, moved))
-    length = (near - far).norm(dim=1)
-    on_road = (road > 0.02) & ((seen - near).norm(dim=1) < 0.15 * length + 0.001)
+    length, off = (torch.hypot(*x.unbind(1)) for x in (near - far, seen - near))  # `norm` takes ten times as long
+    on_road = (road > 0.02) & (off < 0.15 * length + 0.001)
     share = bend * (road / MEAN_ROAD - 1).clamp(-1.0, 2.0)
     moved = torch.where(on_road[:, None], share[:, None] * (near - far), 0.0)
     cells = drive.cells.copy()
