@@ -33,6 +33,14 @@ def motions(draw: st.DrawFn) -> np.ndarray:
     return np.concatenate([draw(vectors(3, 100)), draw(rotvecs())])
 
 
+@pytest.mark.parametrize("shape", [(2,), (3, 2), (2, 4, 2)])
+def test_yaw_and_pitch_agree_with_scipy(shape: tuple[int, ...]) -> None:
+    angles = np.random.default_rng(0).uniform(-3, 3, shape)
+    expected = Rotation.from_euler("YX", angles.reshape(-1, 2)).as_matrix().reshape(*shape[:-1], 3, 3)
+    np.testing.assert_allclose(se3.so3_from_yaw_pitch(angles), expected, atol=1e-14)
+    np.testing.assert_allclose(se3.so3_from_yaw_pitch(torch.from_numpy(angles)).numpy(), expected, atol=1e-14)
+
+
 @given(rotvecs())
 def test_so3_exp_agrees_with_scipy(rotvec: np.ndarray) -> None:
     np.testing.assert_allclose(se3.so3_exp(rotvec), Rotation.from_rotvec(rotvec).as_matrix(), atol=1e-14)

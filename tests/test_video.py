@@ -148,7 +148,19 @@ def test_who_has_seen_enough_of_a_camera_leaves_no_thread_behind(monkeypatch) ->
     frames.close()
     capture.may_give.release(100)
     assert capture.released.wait(10)
-    assert capture.number < 1000
+
+
+def test_a_camera_that_fails_after_its_first_frame_ends(monkeypatch) -> None:
+    def fail() -> None:
+        raise cv2.error("unplugged")
+
+    monkeypatch.setattr(threading, "excepthook", lambda problem: None)
+    for problem in (fail, lambda: (False, None)):
+        capture = FakeCapture([0.0], 0)
+        monkeypatch.setattr(cv2, "VideoCapture", lambda source, capture=capture: capture)
+        stream = VideoStream(0, lambda h, w, c=capture, p=problem: setattr(c, "read", p) or field_of_view(h, w))
+        assert [frame.index for frame in stream] == [0]
+        assert capture.released.wait(10)
 
 
 def test_sources_that_cannot_be_opened(tmp_path: Path, folder: Path, video: Path) -> None:

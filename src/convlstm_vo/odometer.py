@@ -88,6 +88,14 @@ class Key:
         last = self.time_s if self.prev_s is None else self.prev_s
         return not (now > last and 2 * now - last - self.time_s <= _KEY_S)
 
+    def followed_by(self, now: float, T_key_curr: NDArray[np.float64], covariance: NDArray[np.float64]) -> Key:
+        """The same key frame, after another frame that is none."""
+        return dataclasses.replace(self, prev_s=now, T_key_prev=T_key_curr, covariance=covariance)
+
+    def reaches(self, now: float) -> bool:
+        """Whether the car may still be taken to go on as it did before this key frame."""
+        return now - self.time_s <= _MOST_AHEAD * self.interval_s
+
     def expected(self, before: Tensor, now: float) -> Tensor:
         """The motion (1, 6) from the key frame to one of this time, at the speed before the key frame.
 
@@ -238,10 +246,10 @@ class VisualOdometry:
         state = self._state if self._state is not None else self._calibrated_state(net)
         estimate, new, lost = self._measure(net, key, state, current, now)
         told = not lost
-        if lost and self._good is not None and now - self._good[0].time_s <= _MOST_AHEAD * self._good[0].interval_s:
-            again = self._measure(net, *self._good, current, now)
-            if not again[2]:
-                (key, state), (estimate, new, lost) = self._good, again
+        if lost and self._good is not None and self._good[0].reaches(now):
+            bridge, after, no_bridge = self._measure(net, *self._good, current, now)
+            if not no_bridge:
+                (key, state), estimate, new, lost = self._good, bridge, after, False
         known = all(bool(torch.isfinite(part).all()) for part in (*new, estimate.motion, estimate.covariance))
         if not known:
             self._state = self._calibrated_state(net)  # numbers beyond float32: nothing of them is kept
@@ -258,10 +266,9 @@ class VisualOdometry:
         elif self._good is not None:
             good, its_state = self._good
             total = both if good.covariance is None else good.covariance + both
-            T_good_curr = good.T_key_prev @ T_prev_curr
-            self._good = dataclasses.replace(good, prev_s=now, T_key_prev=T_good_curr, covariance=total), its_state
+            self._good = good.followed_by(now, good.T_key_prev @ T_prev_curr, total), its_state
         elif bool(memory.known > 0):
-            self._good = dataclasses.replace(key, prev_s=now, T_key_prev=T_key_curr, covariance=covariance), state
+            self._good = key.followed_by(now, T_key_curr, covariance), state
         if key.due(now) or lost:
             self._state = new
             self._key = Key(current, now, now - key.time_s)
@@ -269,7 +276,7 @@ class VisualOdometry:
             # A search that found little rests for some frames; the first one is repeated until it may look further.
             rests = torch.where(memory.known > 0, Memory.unpack(new[-1]).known, memory.known)
             self._state = (*state[:-1], dataclasses.replace(memory, known=rests).pack())
-            self._key = dataclasses.replace(key, prev_s=now, T_key_prev=T_key_curr, covariance=covariance)
+            self._key = key.followed_by(now, T_key_curr, covariance)
         return T_prev_curr, both, "ok" if told else "lost", metric
 
     def _measure(

@@ -12,6 +12,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from convlstm_vo.geometry import se3
 from convlstm_vo.models.scene import road_normal, road_slopes
 
 # Where the camera looks on the car, radians: standard deviation of what is not known before the start, and of the
@@ -72,14 +73,7 @@ class Memory:
 
 def looking_ahead(memory: Memory) -> Tensor:
     """(batch, 3, 3), from the camera's axes to those of one at the same place that looks where the car drives."""
-    (sin_yaw, sin_pitch), (cos_yaw, cos_pitch) = memory.aside.sin().unbind(1), memory.aside.cos().unbind(1)
-    nothing = torch.zeros_like(sin_yaw)
-    about_y_then_x = [
-        [cos_yaw, sin_yaw * sin_pitch, sin_yaw * cos_pitch],
-        [nothing, cos_pitch, -sin_pitch],
-        [-sin_yaw, cos_yaw * sin_pitch, cos_yaw * cos_pitch],
-    ]
-    return torch.stack([entry for row in about_y_then_x for entry in row], 1).unflatten(1, (3, 3))
+    return se3.so3_from_yaw_pitch(memory.aside)
 
 
 def turned_points(points: Tensor, rotation: Tensor) -> Tensor:

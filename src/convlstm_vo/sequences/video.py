@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -74,48 +75,51 @@ class LiveFrames:
 
     Who is slower than the camera would else see what is long past, at times that are wrong.
 
+    Args:
+        capture: OpenCV's, of which ``first`` has been read.
+
     Attributes:
-        dropped: frames that came and were not asked for, once the first had been.
+        dropped: frames that came and were not asked for, once one had been.
     """
 
-    def __init__(self, capture: Any) -> None:
+    def __init__(self, capture: Any, first: Any) -> None:
         self._capture = capture
         self._changed = threading.Condition()
-        self._newest: tuple[Any, float, int] | None = None  # image (BGR), seconds of the clock, number
+        # Image (BGR), seconds of the clock, number.
+        self._newest: tuple[Any, float, int] | None = (first, time.monotonic(), 0)
         self._over = self._unwanted = False
         self.dropped = 0
         threading.Thread(target=self._read, name="convlstm-vo-camera", daemon=True).start()
 
     def _read(self) -> None:
-        number = 0
-        while not self._unwanted:
-            ok, image = self._capture.read()
+        try:
+            for number in itertools.count(1):
+                ok, image = self._capture.read()
+                if not ok or self._unwanted:
+                    return
+                with self._changed:
+                    self._newest = image, time.monotonic(), number
+                    self._changed.notify()
+        finally:  # whatever happened, nobody is to wait for ever
             with self._changed:
-                self._newest = (image, time.monotonic(), number) if ok else self._newest
-                self._over = not ok
+                self._over = True
                 self._changed.notify()
-            if not ok:
-                break
-            number += 1
-        self._capture.release()
+            self._capture.release()
 
     def __iter__(self) -> Iterator[tuple[Any, float, int]]:
-        """Images, seconds since the first of them, and numbers, which leave out what was dropped."""
-        first = begin = None
-        last = -1
+        """Images, seconds since the first that was asked for, and numbers, which leave out what was dropped."""
+        begin: tuple[float, int] | None = None
         try:
-            while True:
+            for given in itertools.count():
                 with self._changed:
                     self._changed.wait_for(lambda: self._newest is not None or self._over)
                     newest, self._newest = self._newest, None
                 if newest is None:
                     return
                 image, now, number = newest
-                if first is None or begin is None:
-                    first, begin, last = number, now, number - 1
-                self.dropped += number - last - 1
-                last = number
-                yield image, now - begin, number - first
+                start_s, offset = begin = begin or (now, number)
+                self.dropped = number - offset - given
+                yield image, now - start_s, number - offset
         finally:
             self._unwanted = True
 
@@ -151,7 +155,7 @@ class VideoStream:
         count = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
         self.approximate_length = count if count > 0 else None
         live = isinstance(source, int) or (count <= 0 and "://" in self.source)
-        self._live = LiveFrames(self._capture) if live else None
+        self._live = LiveFrames(self._capture, first) if live else None
 
     @property
     def dropped(self) -> int:
