@@ -20,6 +20,7 @@ from convlstm_vo.models.config import preset
 from convlstm_vo.models.geometric import GeometricNet
 from convlstm_vo.models.network import OdometryNet
 from convlstm_vo.training import finetune, geometric
+from convlstm_vo.training.cell_clips import CellClip, Clips
 from convlstm_vo.training.cell_drives import CellDrive, bent
 from convlstm_vo.training.config import TrainError
 from convlstm_vo.training.finetune import (
@@ -32,8 +33,6 @@ from convlstm_vo.training.finetune import (
     worsened,
 )
 from convlstm_vo.training.geometric import (
-    CellClip,
-    Clips,
     Outcome,
     WeighConfig,
     WeighRun,
@@ -126,8 +125,8 @@ def test_a_worse_validation_is_a_warning(tree, tmp_path, capsys, monkeypatch):
     cells = []
     monkeypatch.setattr(finetune, "cached", lambda path, make: cells.append(make()) or cells[-1])
 
-    def spoil(net, *arguments):
-        train_weights(net, *arguments)
+    def spoil(net, *arguments, **options):
+        train_weights(net, *arguments, **options)
         for weight in net.flow.parameters():
             weight.data.zero_()
 
@@ -286,7 +285,7 @@ def test_an_unknown_road_and_a_single_drive_are_measured(drives):
 
 
 def test_lanes_of_a_clip_have_one_size(drives):
-    clips = Clips(drives, SHORT)
+    clips = Clips(drives, lanes=2, frames=3, bend=0.03, seed=0)
     assert clips.groups == [[0], [1]]
     shown = [next(clips) for _ in range(20)]
     assert {(clip.group, clip.cells.shape[-1]) for clip in shown} == {(0, 32), (1, 24)}
@@ -324,6 +323,30 @@ def test_a_killed_run_ends_with_the_same_weights(drives, whole, tmp_path, monkey
     for key in ("settings", "clips"):
         assert states[0].pop(key) == states[1].pop(key)
     torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
+
+
+def test_lanes_shared_by_two_processes(drives, tmp_path, monkeypatch):
+    """The same learning as in one, killed and continued to the very same weights."""
+    config = dataclasses.replace(SHORT, cell_loss=0.0)  # whose mean over a batch is not that of its halves' means
+    nets, losses = [loaded() for _ in range(3)], []
+    threads = torch.get_num_threads()
+    for net, processes in zip(nets, (1, 2), strict=False):
+        train_weights(net, drives, [], config, tmp_path / str(processes), processes=processes)
+        losses.append(torch.load(tmp_path / str(processes) / "weights-last.pt", weights_only=True)["losses"])
+    np.testing.assert_allclose(losses[1], losses[0], atol=1e-3)
+    update = WeighRun.update
+
+    def dies(run: WeighRun) -> None:
+        if run.step == 3:
+            raise KeyboardInterrupt
+        update(run)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(geometric.WeighRun, "update", dies)
+        train_weights(loaded(), drives, [], config, tmp_path / "3", processes=2)
+    assert torch.get_num_threads() == threads
+    train_weights(nets[2], drives, [], config, tmp_path / "3", processes=2)
+    torch.testing.assert_close(nets[2].state_dict(), nets[1].state_dict(), rtol=0, atol=0)
 
 
 def test_a_finished_run_is_not_repeated(drives, whole, monkeypatch):

@@ -88,6 +88,17 @@ def test_mirroring_motions_and_composing_commute(a: np.ndarray, b: np.ndarray) -
     np.testing.assert_allclose(mirrored[0] @ mirrored[1], mirror @ first @ second @ mirror, atol=1e-11)
 
 
+@given(rotvecs(), rotvecs(), vectors(3, 100))
+def test_rotation_vectors_compose_and_rotate(first: np.ndarray, second: np.ndarray, vector: np.ndarray) -> None:
+    both = Rotation.from_rotvec(first) * Rotation.from_rotvec(second)
+    np.testing.assert_allclose(se3.so3_exp(se3.so3_compose(first, second)), both.as_matrix(), atol=1e-13)
+    turned = Rotation.from_rotvec(first).apply(vector)
+    np.testing.assert_allclose(se3.rotated(vector, first), turned, atol=1e-11)
+    a, b, v = (torch.from_numpy(x)[None] for x in (first, second, vector))
+    torch.testing.assert_close(se3.so3_compose(a, b)[0].numpy(), se3.so3_compose(first, second), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(se3.rotated(v, a)[0].numpy(), turned, atol=1e-11)
+
+
 @given(motions())
 def test_torch_gives_what_numpy_gives(motion: np.ndarray) -> None:
     tensor = torch.from_numpy(motion)
@@ -102,6 +113,12 @@ def test_gradients_are_right_at_zero_and_near_pi(angle: float) -> None:
     twist = torch.cat([axis.flip(0) * 3, axis * angle], -1).requires_grad_()
     assert torch.autograd.gradcheck(se3.se3_exp, twist)
     assert torch.autograd.gradcheck(lambda t: se3.se3_log(se3.se3_exp(t)), twist)
+    rotvec = twist[:, 3:].detach().requires_grad_()
+    for small in (0.0, 1e-3, 0.1):
+        other = (axis.roll(1, 0) * small).requires_grad_()
+        if angle < 3:
+            assert torch.autograd.gradcheck(se3.so3_compose, (rotvec, other))
+    assert torch.autograd.gradcheck(se3.rotated, (axis.roll(1, 0).requires_grad_(), rotvec))
     transform = se3.se3_exp(twist).detach().requires_grad_()
     assert torch.autograd.gradcheck(se3.se3_log, transform)
     assert torch.autograd.gradcheck(se3.rotation_angle if angle > 1e-4 else se3.so3_log, transform[..., :3, :3])

@@ -49,27 +49,67 @@ def hat(vector: Array) -> Array:
     return xp.stack([xp.stack(row, -1) for row in rows], -2)
 
 
-def _angle_coefficients(angle_squared: Array) -> tuple[Array, Array, Array]:
-    """sin(a)/a, (1 - cos a)/a^2 and (a - sin a)/a^3 as smooth functions of a^2, by series near zero."""
+def _angle(angle_squared: Array) -> tuple[Array, Array, Array]:
+    """Where a^2 is small, and a and a^2 themselves, but 1 there.
+
+    The unused branch of a `where` must stay finite too, or its gradient poisons the used one.
+    """
+    xp = _namespace(angle_squared)
+    small = angle_squared < _SMALL_ANGLE_SQUARED
+    safe = xp.where(small, angle_squared * 0 + 1.0, angle_squared)
+    return small, xp.sqrt(safe), safe
+
+
+def _sine_coefficients(angle_squared: Array) -> tuple[Array, Array]:
+    """sin(a)/a and (1 - cos a)/a^2 as smooth functions of a^2, by series near zero."""
     xp = _namespace(angle_squared)
     s = angle_squared
-    small = s < _SMALL_ANGLE_SQUARED
-    # The unused branch of a `where` must stay finite too, or its gradient poisons the used one.
-    s_safe = xp.where(small, s * 0 + 1.0, s)
-    a = xp.sqrt(s_safe)
-    sin_a = xp.sin(a)
+    small, a, s_safe = _angle(s)
     half_sin = xp.sin(a / 2)
-    sinc = xp.where(small, 1 - s / 6 * (1 - s / 20 * (1 - s / 42)), sin_a / a)
+    sinc = xp.where(small, 1 - s / 6 * (1 - s / 20 * (1 - s / 42)), xp.sin(a) / a)
     versine = xp.where(small, 0.5 - s / 24 * (1 - s / 30 * (1 - s / 56)), 2 * half_sin * half_sin / s_safe)
-    cubic = xp.where(small, (1 - s / 20 * (1 - s / 42 * (1 - s / 72))) / 6, (a - sin_a) / (s_safe * a))
-    return sinc, versine, cubic
+    return sinc, versine
+
+
+def _cubic_coefficient(angle_squared: Array) -> Array:
+    """(a - sin a)/a^3 in the same way."""
+    xp = _namespace(angle_squared)
+    s = angle_squared
+    small, a, s_safe = _angle(s)
+    return xp.where(small, (1 - s / 20 * (1 - s / 42 * (1 - s / 72))) / 6, (a - xp.sin(a)) / (s_safe * a))
 
 
 def so3_exp(rotvec: Array) -> Array:
     """Rotation matrix of a rotation vector in radians (Rodrigues): (..., 3) to (..., 3, 3)."""
-    sinc, versine, _ = _angle_coefficients((rotvec * rotvec).sum(-1))
+    sinc, versine = _sine_coefficients((rotvec * rotvec).sum(-1))
     skew = hat(rotvec)
     return _eye_like(skew, 3) + sinc[..., None, None] * skew + versine[..., None, None] * (skew @ skew)
+
+
+def _quaternion(rotvec: Array) -> tuple[Array, Array]:
+    """Real part (..., 1) and vector (..., 3) of a rotation vector's unit quaternion."""
+    xp = _namespace(rotvec)
+    s = (rotvec * rotvec).sum(-1)[..., None]
+    small, a, _ = _angle(s)
+    real = xp.where(small, 1 - s / 8 * (1 - s / 48), xp.cos(a / 2))
+    return real, xp.where(small, 0.5 - s / 48 * (1 - s / 80), xp.sin(a / 2) / a) * rotvec
+
+
+def so3_compose(first: Array, second: Array) -> Array:
+    """Rotation vector of ``so3_exp(first) @ so3_exp(second)``, each (..., 3), in a sixth of the steps."""
+    xp = _namespace(first)
+    (w1, v1), (w2, v2) = _quaternion(first), _quaternion(second)
+    real = w1 * w2 - (v1 * v2).sum(-1)[..., None]
+    vector = w1 * v2 + w2 * v1 + xp.linalg.cross(v1, v2)
+    return _rotvec_from_quaternion(xp.abs(real), xp.where(real < 0, -vector, vector))
+
+
+def rotated(vector: Array, rotvec: Array) -> Array:
+    """``so3_exp(rotvec) @ vector``, each (..., 3), in a fourth of the steps."""
+    cross = _namespace(vector).linalg.cross
+    real, axis = _quaternion(rotvec)
+    across = cross(axis, vector)
+    return vector + 2 * (real * across + cross(axis, across))
 
 
 def so3_from_yaw_pitch(yaw_pitch: Array) -> Array:
@@ -110,17 +150,19 @@ def quat_wxyz_from_so3(rotation: Array) -> Array:
 
 def so3_log(rotation: Array) -> Array:
     """Rotation vector in radians, of length at most pi, of a rotation matrix: (..., 3, 3) to (..., 3)."""
-    xp = _namespace(rotation)
     quat = quat_wxyz_from_so3(rotation)
-    w, v = quat[..., 0], quat[..., 1:]
-    sin_squared = (v * v).sum(-1)
-    small = sin_squared < _SMALL_ANGLE_SQUARED
-    sin_half = xp.sqrt(xp.where(small, sin_squared * 0 + 1.0, sin_squared))
-    w_safe = xp.where(small, w, w * 0 + 1.0)
+    return _rotvec_from_quaternion(quat[..., :1], quat[..., 1:])
+
+
+def _rotvec_from_quaternion(real: Array, vector: Array) -> Array:
+    """Of real part (..., 1), not negative, and vector (..., 3) of a unit quaternion: (..., 3)."""
+    xp = _namespace(real)
+    sin_squared = (vector * vector).sum(-1)[..., None]
+    small, sin_half, _ = _angle(sin_squared)
+    w_safe = xp.where(small, real, real * 0 + 1.0)
     ratio = sin_squared / (w_safe * w_safe)  # tan^2 of the half angle
     series = 2 / w_safe * (1 - ratio / 3 * (1 - ratio * 3 / 5 * (1 - ratio * 5 / 7)))
-    factor = xp.where(small, series, 2 * xp.arctan2(sin_half, w) / sin_half)
-    return factor[..., None] * v
+    return xp.where(small, series, 2 * xp.arctan2(sin_half, real) / sin_half) * vector
 
 
 def _stack_transform(rotation: Array, translation: Array) -> Array:
@@ -135,7 +177,8 @@ def _stack_transform(rotation: Array, translation: Array) -> Array:
 def se3_exp(twist: Array) -> Array:
     """Rigid motion of a twist: (..., 6) to (..., 4, 4)."""
     rho, rotvec = twist[..., :3], twist[..., 3:]
-    _, versine, cubic = _angle_coefficients((rotvec * rotvec).sum(-1))
+    s = (rotvec * rotvec).sum(-1)
+    (_, versine), cubic = _sine_coefficients(s), _cubic_coefficient(s)
     skew = hat(rotvec)
     left = _eye_like(skew, 3) + versine[..., None, None] * skew + cubic[..., None, None] * (skew @ skew)
     return _stack_transform(so3_exp(rotvec), (left @ rho[..., None])[..., 0])
@@ -146,7 +189,7 @@ def se3_log(transform: Array) -> Array:
     xp = _namespace(transform)
     rotvec = so3_log(transform[..., :3, :3])
     s = (rotvec * rotvec).sum(-1)
-    sinc, versine, _ = _angle_coefficients(s)
+    sinc, versine = _sine_coefficients(s)
     small = s < _SMALL_ANGLE_SQUARED
     series = (1 + s / 60 * (1 + s / 42)) / 12
     closed = (1 - sinc / (2 * versine)) / xp.where(small, s * 0 + 1.0, s)

@@ -152,6 +152,8 @@ class Weigher(nn.Module):
         output, state = self.cell(far, state)
         context = torch.cat([output, far], 1)
         wide = F.interpolate(self.up(context), size=near.shape[-2:], mode="bilinear", align_corners=False)
+        if wide.requires_grad:  # its gradient is a slice, with which interpolation would take ten times as long
+            wide.register_hook(lambda gradient: gradient.contiguous(memory_format=torch.channels_last))
         return self.trust(torch.cat([wide, near], 1)), self.whole(context.mean((2, 3))), state
 
 
@@ -460,8 +462,9 @@ class GeometricNet(nn.Module):
         heard = weights[1] * self.share_heard(road_sd(rays, misfits, first.shape, weights[1]), memory)
         at = (first.motion, first.slopes, first.shape)
         second, misfits = solve(rays, seen, weights[0], heard, priors, at, steps=3)
-        estimate = self.estimate(cells, second, misfits, across, weights[1], memory, trust, whole)
-        return estimate, (*hidden, self.remember(memory, second).pack())
+        covariance = inverse_scaled(second.information)
+        estimate = self.estimate(cells, second, covariance, misfits, weights[1], memory, trust, whole)
+        return estimate, (*hidden, self.remember(memory, second, covariance).pack())
 
     def initial_state(self, batch: int, size: tuple[int, int] | None = None) -> State:
         """The state before the first frame: all zero.
@@ -576,12 +579,11 @@ class GeometricNet(nn.Module):
         An error that all of n cells share counts like one of n times its variance that each has for itself. One of
         them is the same for all (a lens, a shutter), one the larger, the less a cell sees (what was predicted).
         """
-        variances, alike = (2 * self.log_common).exp(), (2 * self.log_alike).exp()
-        out = []
-        for i, weights in enumerate((across, along)):
-            cells = weights.sum(1, True).square() / weights.square().sum(1, True).clamp_min(1e-12)
-            out.append(weights / (1 + cells * (weights * variances[i] + alike[i])))
-        return out[0], out[1]
+        weights = torch.stack([across, along], 1)
+        variances, alike = ((2 * log_sd).exp()[:, None] for log_sd in (self.log_common, self.log_alike))
+        cells = weights.sum(2, True).square() / weights.square().sum(2, True).clamp_min(1e-12)
+        across, along = (weights / (1 + cells * (weights * variances + alike))).unbind(1)
+        return across, along
 
     def half_precision(self, like: Tensor) -> torch.autocast:
         """bfloat16 for convolutions where it pays; coordinates, sampling and solver never leave float32."""
@@ -591,8 +593,8 @@ class GeometricNet(nn.Module):
         self,
         cells: Cells,
         solution: Solution,
+        covariance: Tensor,
         misfits: Residuals,
-        across: Tensor,
         along: Tensor,
         memory: Memory,
         trust: Tensor,
@@ -600,7 +602,6 @@ class GeometricNet(nn.Module):
     ) -> Estimate:
         """In metres, with its covariance, and how far it can be trusted."""
         height = torch.where(memory.height > 0, memory.height, self.config.camera_height)
-        covariance = inverse_scaled(solution.information)
         sd = torch.exp(self.log_covariance[None] + whole.clamp(-2, 2))  # (batch, 2)
         factor = torch.cat([(sd[:, :1] * height[:, None]).expand(-1, 3), sd[:, 1:].expand(-1, 3)], 1)
         covariance = covariance[:, :6, :6] * factor[:, :, None] * factor[:, None, :]
@@ -614,12 +615,10 @@ class GeometricNet(nn.Module):
         covariance = covariance + off[:, :, None] * off[:, None, :]
         return Estimate(motion, covariance, solution, fit.mean(1), way_sd, trust)
 
-    def remember(self, memory: Memory, solution: Solution) -> Memory:
+    def remember(self, memory: Memory, solution: Solution, covariance: Tensor) -> Memory:
         """The state after a frame: the road as the current camera sees it, the mounting a little better known."""
-        R = se3.so3_exp(solution.motion[:, 3:])
-        normal = (R.transpose(1, 2) @ road_normal(solution.slopes)[..., None])[..., 0]
-        slopes = road_slopes(normal)
-        variance = inverse_scaled(solution.information)[:, 6:, 6:]
+        slopes = road_slopes(se3.rotated(road_normal(solution.slopes), -solution.motion[:, 3:]))
+        variance = covariance[:, 6:, 6:]
         # Neighbouring frames lean alike (springs, hills): ten of them count as one.
         spread = variance.diagonal(dim1=1, dim2=2)[:, :2] + (2 * self.log_slope_spread).exp()
         gained = 1 / (10 * spread)

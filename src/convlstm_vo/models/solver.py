@@ -316,7 +316,7 @@ def _with_priors(H: Tensor, b: Tensor, at: Solution, priors: Priors) -> tuple[Te
 
 def _moved(at: Solution, delta: Tensor, information: Tensor) -> Solution:
     """The state after a step; the rotation is updated on its right side."""
-    R = se3.so3_exp(at.motion[:, 3:]) @ se3.so3_exp(delta[:, 3:6].clamp(-0.2, 0.2))
-    motion = torch.cat([at.motion[:, :3] + delta[:, :3], se3.so3_log(R)], 1)
+    rotation = se3.so3_compose(at.motion[:, 3:], delta[:, 3:6].clamp(-0.2, 0.2))
+    motion = torch.cat([at.motion[:, :3] + delta[:, :3], rotation], 1)
     slopes = (at.slopes + delta[:, 6:8].clamp(-0.1, 0.1)).clamp(-0.3, 0.3)
     return Solution(motion, slopes, (at.shape + delta[:, 8:]).clamp(-0.3, 0.3), information)

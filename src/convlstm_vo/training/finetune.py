@@ -335,8 +335,11 @@ def worsened(before: Mapping[str, float], after: Mapping[str, float]) -> list[st
 # --- the run ------------------------------------------------------------------------------------------------------
 
 
-def run_finetune(options: FinetuneOptions, out: Path, seed: int) -> Path:
+def run_finetune(options: FinetuneOptions, out: Path, seed: int, *, processes: int = 1) -> Path:
     """Fine-tune, measure before and after, warn where it got worse; the folder of the new checkpoint.
+
+    Args:
+        processes: as `train_weights` has.
 
     Raises:
         TrainError, SequenceError, CheckpointError, ...: what is missing or wrong with data, checkpoint or ``out``.
@@ -349,7 +352,7 @@ def run_finetune(options: FinetuneOptions, out: Path, seed: int) -> Path:
     cells = cache_frames(net, training, out / "cells" / "own", seed)
     figures = [measure_frames(net, unseen, "before")]
     config = WeighConfig(steps=options.steps, lr=options.lr, warmup=min(20, options.steps), seed=seed)
-    train_weights(net, cells, [], config, out)
+    train_weights(net, cells, [], config, out, processes=processes)
     figures.append(measure_frames(net, unseen, "after"))
     notice = _NOTICE.format(data=options.data)
     save_checkpoint(after, net, extra_files={"NOTICE.txt": lambda path: write_atomically(path, notice)})

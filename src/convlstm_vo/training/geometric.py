@@ -5,6 +5,7 @@ See `cell_drives` for what it learns from.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -14,18 +15,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from convlstm_vo.environment import bfloat16_pays
 from convlstm_vo.models.cells import State
+from convlstm_vo.models.config import ModelConfig
 from convlstm_vo.models.geometric import Cells, GeometricNet
 from convlstm_vo.models.mounting import Memory
 from convlstm_vo.models.network import detach_state
 from convlstm_vo.models.solver import residuals
-from convlstm_vo.training.cell_drives import MEAN_ROAD, CellDrive, bent, mirrored
+from convlstm_vo.training.cell_clips import CellClip, Clips, as_cells, whole_drives
+from convlstm_vo.training.cell_drives import MEAN_ROAD, CellDrive
 from convlstm_vo.training.ema import WeightAverage
+from convlstm_vo.training.helpers import Helper, Message, Task
 from convlstm_vo.training.weigh_state import StateFile, forget_rows_after, trained_part, weights_checksum
 
 
@@ -54,108 +57,6 @@ class WeighConfig:
     """False: geometry alone; only its standard deviations are learned."""
     save_steps: int = 25
     """Updates between writes of the state from which an interrupted run goes on (20 ms each)."""
-
-
-# --- clips --------------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass
-class CellClip:
-    """Frames of several drives: cells (lanes, frames, 7, rows, columns) and truth; ``fresh`` where one begins.
-
-    ``bend`` (lanes,) is what they were `bent` by, None: not at all. ``group`` is the number of the lanes that it
-    belongs to, of which each group has a state of its own.
-    """
-
-    cells: Tensor
-    motions: Tensor
-    slopes: Tensor
-    first: Tensor
-    fresh: Tensor
-    bend: Tensor | None = None
-    group: int = 0
-
-
-@dataclasses.dataclass
-class Lane:
-    """A walk through a drive: as it is shown, the next frame, and what made it (number, mirrored, bend)."""
-
-    drive: CellDrive
-    at: int
-    source: tuple[int, bool, float]
-
-
-class Clips:
-    """Endless clips; each lane walks through a drive from a random start, then through another one.
-
-    Lanes of a batch have one size of grid. Drives of other sizes are groups with lanes of their own; each clip
-    belongs to one group, to larger ones more often.
-
-    Args:
-        drives: of at least ``config.frames`` frames each.
-    """
-
-    def __init__(self, drives: Sequence[CellDrive], config: WeighConfig) -> None:
-        self._drives, self._config = drives, config
-        self._rng = np.random.Generator(np.random.PCG64([config.seed, 5]))
-        sizes = [drive.cells.shape[2:] for drive in drives]
-        self.groups = [[i for i, own in enumerate(sizes) if own == size] for size in dict.fromkeys(sizes)]
-        self._lanes: list[list[Lane]] = [[] for _ in self.groups]
-
-    def __iter__(self) -> Iterator[CellClip]:
-        return self
-
-    def __next__(self) -> CellClip:
-        frames, group = self._config.frames, self._pick_group()
-        lanes, fresh = self._lanes[group], []
-        for number in range(self._config.lanes):
-            new = len(lanes) <= number or lanes[number].at + frames > len(lanes[number].drive)
-            if new:
-                lanes[number : number + 1] = [self._begin(self.groups[group])]
-            fresh.append(new)
-        first = np.stack([lane.drive.motions[lane.at - 1] if lane.at else lane.drive.first for lane in lanes])
-        cells, motions, slopes = (
-            torch.from_numpy(np.stack([getattr(lane.drive, name)[lane.at : lane.at + frames] for lane in lanes]))
-            for name in ("cells", "motions", "slopes")
-        )
-        for lane in lanes:
-            lane.at += frames
-        bend = torch.tensor([lane.source[2] for lane in lanes])
-        return CellClip(cells, motions, slopes, torch.from_numpy(first), torch.tensor(fresh), bend, group)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where it stands, in plain values."""
-        lanes = [[(*lane.source, lane.at) for lane in lanes] for lanes in self._lanes]
-        return {"rng": self._rng.bit_generator.state, "lanes": lanes}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where another one stood, over the same drives."""
-        self._rng.bit_generator.state = state["rng"]
-        self._lanes = [
-            [Lane(self._shown(*source), at, source) for *source, at in lanes] for lanes in state["lanes"]
-        ]
-
-    def _pick_group(self) -> int:
-        if len(self.groups) == 1:
-            return 0
-        frames = np.array([sum(len(self._drives[i]) for i in group) for group in self.groups], float)
-        return int(self._rng.choice(len(self.groups), p=frames / frames.sum()))
-
-    def _begin(self, group: list[int]) -> Lane:
-        number = group[int(self._rng.integers(len(group)))]
-        start = int(self._rng.integers(0, max(1, len(self._drives[number]) - 3 * self._config.frames)))
-        mirror = bool(self._rng.random() < 0.5)
-        bend = float(self._rng.normal(0, self._config.bend)) if self._rng.random() < 0.7 else 0.0
-        return Lane(self._shown(number, mirror, bend), start, (number, mirror, bend))
-
-    def _shown(self, number: int, mirror: bool, bend: float) -> CellDrive:
-        drive = mirrored(self._drives[number]) if mirror else self._drives[number]
-        return bent(drive, bend) if bend else drive
-
-
-def as_cells(values: Tensor) -> Cells:
-    """Cells of one frame of each lane, from (lanes, 7, rows, columns)."""
-    return Cells(values[:, :3], values[:, 3:5], values[:, 5], values[:, 6])
 
 
 def first_memory(first: Tensor) -> Tensor:
@@ -298,17 +199,96 @@ def _composed(motions: Tensor, steps: int) -> Tensor:
     return compose_motions(motions, steps)
 
 
+def descend(
+    net: GeometricNet, clip: CellClip, state: State | None, config: WeighConfig, share: float
+) -> tuple[float, State | None]:
+    """Add the gradient of a clip's loss, times ``share``, to that of the parameters; the loss and the new state."""
+    outcome, after = follow(net, clip, state, config)
+    loss = share * weigh_loss(outcome, clip, config, net.config.camera_height)
+    loss.backward()
+    return loss.item(), None if after is None else detach_state(after)
+
+
+def lane_helper(message: Message) -> Task:
+    """For a `Helper`: `descend` on lanes that are sent to it, with a network of the same weights."""
+    config = WeighConfig(**message["config"])
+    net = GeometricNet(ModelConfig.from_dict(message["network"]))
+    net.load_state_dict(message["weights"], strict=False)  # of the flow nothing is needed
+    net.flow.requires_grad_(False)
+    prepare(net, message["mixed"])
+    parameters = trained_parameters(net, config)
+
+    def task(message: Message) -> Message:
+        with torch.no_grad():
+            for parameter, value in zip(parameters, _like(parameters, message["values"]), strict=True):
+                parameter.copy_(value)
+                parameter.grad = None
+        loss, state = descend(net, CellClip(**message["clip"]), message["state"], config, message["share"])
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        told = [p.grad is not None for p in parameters]
+        return {"loss": loss, "state": state, "gradients": _flat(gradients), "told": told}
+
+    return task
+
+
+def prepare(net: GeometricNet, mixed: bool) -> None:
+    """For training, in the layout that convolutions like best."""
+    net.train()
+    net.mixed = mixed
+    net.weigher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def trained_parameters(net: GeometricNet, config: WeighConfig) -> list[torch.nn.Parameter]:
+    """What a run changes."""
+    return [p for name, p in net.named_parameters() if name.startswith("log_") or
+            (config.weigh and name.startswith("weigher."))]  # fmt: skip
+
+
+def _flat(values: Sequence[Tensor]) -> Tensor:
+    return torch.cat([value.detach().reshape(-1) for value in values])
+
+
+def _like(parameters: Sequence[Tensor], flat: Tensor) -> list[Tensor]:
+    parts = flat.split([parameter.numel() for parameter in parameters])
+    return [part.view(parameter.shape) for part, parameter in zip(parts, parameters, strict=True)]
+
+
+@contextlib.contextmanager
+def _one_thread(whether: bool) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if whether else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def train_weights(net: GeometricNet, drives: Sequence[CellDrive], unseen: Sequence[CellDrive], config: WeighConfig,
-                  out: Path) -> None:  # fmt: skip
+                  out: Path, *, processes: int = 1) -> None:  # fmt: skip
     """Train everything but the flow, in place; an interrupted run in ``out`` is continued, to the same weights.
 
     Args:
         unseen: drives to measure on every 500 updates and after the last; none: nothing is measured.
+        processes: that share the lanes of a batch, each on one thread; with 1 all of torch's threads work in this
+            one. A frame is hundreds of small steps: threads gain little there, processes nearly all. The weights
+            depend on it as they do on a seed.
 
     Raises:
-        TrainError: ``out`` holds a run of other settings, weights or drives, or a damaged state.
+        TrainError: ``out`` holds a run of other settings, weights or drives, or a damaged state; a process that
+            helped has ended.
     """
     run = WeighRun(net, drives, config, out)
+    processes = min(processes, config.lanes)
+    with contextlib.ExitStack() as block:
+        if processes > 1 and run.step < config.steps:
+            block.enter_context(_one_thread(True))
+            run.helpers = [block.enter_context(run.helper()) for _ in range(processes - 1)]
+        _train(run, unseen, out)
+    net.load_state_dict(run.average.average)
+
+
+def _train(run: WeighRun, unseen: Sequence[CellDrive], out: Path) -> None:
+    net, config = run.net, run.config
     began, start = time.perf_counter(), run.step
     while run.step < config.steps:
         run.update()
@@ -326,7 +306,6 @@ def train_weights(net: GeometricNet, drives: Sequence[CellDrive], unseen: Sequen
             print(row, flush=True)
         if run.step % config.save_steps == 0 or run.step == config.steps:
             run.save()
-    net.load_state_dict(run.average.average)
 
 
 def run_settings(net: GeometricNet, drives: Sequence[CellDrive], config: WeighConfig) -> dict[str, Any]:
@@ -350,13 +329,14 @@ class WeighRun:
         self.net, self.config = net, config
         self._file = StateFile(out / "weights-last.pt", run_settings(net, drives, config))
         torch.manual_seed(config.seed)
-        net.train()
-        net.mixed = bfloat16_pays()
-        net.weigher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._parameters = [p for name, p in net.named_parameters() if name.startswith("log_") or
-                            (config.weigh and name.startswith("weigher."))]  # fmt: skip
+        prepare(net, bfloat16_pays())
+        self._parameters = trained_parameters(net, config)
+        self.helpers: list[Helper] = []
         self.optimizer = torch.optim.AdamW(self._parameters, config.lr, weight_decay=1e-4)
-        self.average, self.clips = WeightAverage(net, 0.995), Clips(drives, config)
+        self.average, self.clips = (
+            WeightAverage(net, 0.995),
+            Clips(drives, lanes=config.lanes, frames=config.frames, bend=config.bend, seed=config.seed),
+        )
         self.carried: list[State | None] = [None] * len(self.clips.groups)  # of each group's lanes
         self.step, self.losses = 0, list[float]()
         self._load()
@@ -369,18 +349,45 @@ class WeighRun:
         fall = 0.5 * (1 + math.cos(math.pi * self.step / config.steps))
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr * warm * fall
-        outcome, state = follow(self.net, clip, self.carried[clip.group], config)
-        loss = weigh_loss(outcome, clip, config, self.net.config.camera_height)
         self.optimizer.zero_grad()
-        loss.backward()
+        loss, state = self._descend(clip)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, 1.0)
         if torch.isfinite(norm):
             self.optimizer.step()
-        whole = state is not None and bool(torch.isfinite(loss))
-        self.carried[clip.group] = detach_state(state) if state is not None and whole else None
+        self.carried[clip.group] = state if math.isfinite(loss) else None
         self.average.update(self.net)
-        self.losses.append(loss.item())
+        self.losses.append(loss)
         self.step += 1
+
+    def helper(self) -> Helper:
+        """A process for `helpers`, which then get a share of the lanes each."""
+        message = {
+            "config": dataclasses.asdict(self.config),
+            "network": self.net.config.to_dict(),
+            "weights": trained_part(self.net.state_dict()),
+            "mixed": self.net.mixed,
+        }
+        return Helper(lane_helper, message)
+
+    def _descend(self, clip: CellClip) -> tuple[float, State | None]:
+        """`descend` on all lanes, those of helpers over there."""
+        count = 1 + len(self.helpers)
+        clips, states = clip.split(count), _split(self.carried[clip.group], count)
+        shares = [len(part.cells) / len(clip.cells) for part in clips]
+        values = _flat(self._parameters) if self.helpers else None
+        for helper, part, state, share in zip(self.helpers, clips[1:], states[1:], shares[1:], strict=True):
+            helper.ask({"values": values, "clip": dict(vars(part)), "state": state, "share": share})
+        loss, own = descend(self.net, clips[0], states[0], self.config, shares[0])
+        after = [own]
+        for helper in self.helpers:
+            answer = helper.answer()
+            loss += answer["loss"]
+            after.append(answer["state"])
+            gradients = _like(self._parameters, answer["gradients"])
+            for parameter, gradient, told in zip(self._parameters, gradients, answer["told"], strict=True):
+                if told:
+                    parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad.add_(gradient)
+        return loss, _joined(after)
 
     def save(self) -> None:
         """Write all of it aside, and rename."""
@@ -410,6 +417,19 @@ class WeighRun:
         torch.set_rng_state(saved["rng"])
 
 
+def _split(state: State | None, count: int) -> list[State | None]:
+    if state is None:
+        return [None] * count
+    return list(zip(*(part.tensor_split(count) for part in state), strict=True))
+
+
+def _joined(states: Sequence[State | None]) -> State | None:
+    whole = [state for state in states if state is not None]
+    if len(whole) < len(states):
+        return None
+    return whole[0] if len(whole) == 1 else tuple(torch.cat(parts) for parts in zip(*whole, strict=True))
+
+
 @torch.no_grad()
 def measure(net: GeometricNet, drives: Sequence[CellDrive], config: WeighConfig) -> dict[str, float]:
     """Median errors on whole drives: of the motion, the scale, the tilt; calibration of the covariance.
@@ -418,23 +438,22 @@ def measure(net: GeometricNet, drives: Sequence[CellDrive], config: WeighConfig)
     """
     net.eval()
     shifts, turns, tilts, scales, scaled, weighs = [], [], [], [], [], []
-    for drive in drives:
-        values = [torch.from_numpy(v)[None] for v in (drive.cells, drive.motions, drive.slopes, drive.first)]
-        clip = CellClip(values[0], values[1], values[2], values[3], torch.tensor([True]))
+    for clip in whole_drives(drives, config.lanes):
         outcome, _ = follow(net, clip, None, config)
-        found, true = outcome.motions[0], clip.motions[0]
-        moving = true[:, :3].norm(dim=1) > 0.1
-        shifts.append(((found - true)[:, :3].norm(dim=1) / true[:, :3].norm(dim=1))[moving])
-        scales.append(
-            (found[moving, :3].norm(dim=1).sum() / true[moving, :3].norm(dim=1).sum().clamp_min(1e-6))[None]
+        error = outcome.motions - clip.motions
+        turns.append(error[..., 3:].norm(dim=2).rad2deg().flatten())
+        tilt = (outcome.slopes - clip.slopes)[..., 1].rad2deg()
+        tilts.append(tilt[torch.isfinite(tilt)])
+        error_m = torch.cat([error[..., :3] * net.config.camera_height, error[..., 3:]], 2)
+        factor = torch.linalg.cholesky_ex(outcome.covariances + 1e-12 * torch.eye(6))[0]
+        scaled.append(
+            torch.linalg.solve_triangular(factor, error_m[..., None], upper=False).square().mean((2, 3)).flatten()
         )
-        turns.append((found - true)[:, 3:].norm(dim=1).rad2deg())
-        tilt = (outcome.slopes[0] - clip.slopes[0])[:, 1].rad2deg()
-        tilts.append(tilt[torch.isfinite(clip.slopes[0, :, 1])])
-        error = torch.cat([(found - true)[:, :3] * net.config.camera_height, (found - true)[:, 3:]], 1)
-        factor = torch.linalg.cholesky_ex(outcome.covariances[0] + 1e-12 * torch.eye(6))[0]
-        scaled.append(torch.linalg.solve_triangular(factor, error[..., None], upper=False).square().mean((1, 2)))
-        weighs.append(moving.any()[None])
+        way, found = clip.motions[..., :3].norm(dim=2), outcome.motions[..., :3].norm(dim=2)
+        moving = way > 0.1
+        shifts.append((error[..., :3].norm(dim=2) / way)[moving])
+        scales.append((found * moving).sum(1) / (way * moving).sum(1).clamp_min(1e-6))
+        weighs.append(moving.any(1))
     net.train()
     bias = torch.cat(scales)[torch.cat(weighs)] - 1
     return {

@@ -88,15 +88,15 @@ def run_geometric(options: GeometricOptions) -> Path:
     """All stages; the folder of the checkpoint."""
     torch.set_num_threads(min(options.threads, os.cpu_count() or 1))
     if options.finetune.data is not None:
-        return run_finetune(options.finetune, options.out, options.seed)
+        return run_finetune(options.finetune, options.out, options.seed, processes=torch.get_num_threads())
     drives = _drives(options, "train", _SEED, options.drives)
     unseen = _drives(options, "unseen", _UNSEEN_SEED, options.unseen)
     heavy = _drives(options, "heavy", _HEAVY_SEED, options.heavy_drives, traffic="heavy")
     leaning = _drives(options, "leaning", _LEANING_SEED, options.leaning_drives, cross_slope=True)
     hilly = _drives(options, "hilly", _HILLY_SEED, options.hilly_drives, cross_slope=True, hilly=True)
-    config = FlowConfig(steps=options.flow_steps, batch_size=options.flow_batch, seed=options.seed)
+    flow_config = FlowConfig(steps=options.flow_steps, batch_size=options.flow_batch, seed=options.seed)
     device = "cuda" if options.device == "auto" and torch.cuda.is_available() else "cpu"
-    flow = train_flow(config, drives, unseen, options.out, device)
+    flow = train_flow(flow_config, drives, unseen, options.out, device)
     flow.eval()
     net = build(preset("geometric", image_height=options.height, image_width=options.width), seed=options.seed)
     assert isinstance(net, GeometricNet)
@@ -107,7 +107,8 @@ def run_geometric(options: GeometricOptions) -> Path:
     with progress("Flow of drives", len(chosen) + len(unseen)) as advance:
         cells = cache_cells(flow, chosen, folder / "train", 0, workers=workers, advance=advance)
         apart = cache_cells(flow, unseen, folder / "unseen", 0, plain=True, workers=workers, advance=advance)
-    train_weights(net, cells, apart, WeighConfig(steps=options.weigh_steps, seed=options.seed), options.out)
+    config = WeighConfig(steps=options.weigh_steps, seed=options.seed)
+    train_weights(net, cells, apart, config, options.out, processes=torch.get_num_threads())
     save_checkpoint(options.out / "checkpoint", net)
     return options.out / "checkpoint"
 
