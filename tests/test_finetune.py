@@ -40,7 +40,7 @@ from convlstm_vo.training.geometric import (
     train_weights,
     weigh_loss,
 )
-from convlstm_vo.training.weigh_state import forget_rows_after
+from convlstm_vo.training.stage_state import forget_rows_after
 from convlstm_vo.world import Mount, WorldSequence
 
 SIZES = {"00": (26, 64, 256), "01": (12, 64, 192), "02": (10, 64, 256)}  # frames, height, width

@@ -36,7 +36,7 @@ from convlstm_vo.training.cell_drives import CellDrive, cached, packed_cells, pi
 from convlstm_vo.training.config import TrainError
 from convlstm_vo.training.flow_data import change_lights
 from convlstm_vo.training.geometric import WeighConfig, first_memory, train_weights
-from convlstm_vo.training.weigh_state import weights_checksum
+from convlstm_vo.training.stage_state import weights_checksum
 
 _PIECE = 80  # frames of a drive to learn from, as of the rendered ones
 _HELD_OUT = 0.2  # of each sequence, where none is named to validate on

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import time
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from convlstm_vo.models.flow import FlowNet
 from convlstm_vo.training.ema import WeightAverage
 from convlstm_vo.training.flow_data import FlowBatch, FlowData
 from convlstm_vo.training.rendered import RenderedDrive
+from convlstm_vo.training.stage_state import StateFile, forget_rows_after
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +35,8 @@ class FlowConfig:
     lr: float = 1.5e-3
     """Peak learning rate of AdamW; it falls to zero along a cosine."""
     seed: int = 0
+    save_steps: int = 25
+    """Updates between writes of the state from which an interrupted run goes on."""
     precision: str = "auto"
     """bf16 or fp32, of the convolutions; auto: as is faster. Warping and Lucas-Kanade are always fp32."""
 
@@ -86,50 +90,85 @@ def train_flow(
     out: Path,
     device: torch.device | str = "cpu",
 ) -> FlowNet:
-    """Train from the seed; what an interrupted run left in ``out`` is continued.
+    """Train from the seed; an interrupted run in ``out`` is continued, to the same weights.
 
     Returns:
         The averaged network, on the CPU.
+
+    Raises:
+        TrainError: ``out`` holds a run of other settings or drives, or a damaged state.
     """
     out.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(config.seed)
-    net = FlowNet().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    data, apart = FlowData(drives, device), FlowData(unseen, device)
-    optimizer = torch.optim.AdamW(net.parameters(), config.lr, weight_decay=1e-4)
-    average, start = WeightAverage(net, 0.998), 0
-    latest = out / "flow-last.pt"
-    if latest.exists():
-        saved = torch.load(latest, weights_only=True, map_location=device)
-        net.load_state_dict(saved["net"])
-        optimizer.load_state_dict(saved["optimizer"])
-        average.load_state_dict(saved["average"])
-        start = saved["step"]
-    began, losses = time.perf_counter(), []
-    for step in range(start, config.steps):
-        batch = data.random_batch(config.batch_size, config.crop_width, (config.seed, step))
-        warm, fall = min(1.0, (step + 1) / 100), 0.5 * (1 + math.cos(math.pi * step / config.steps))
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr * warm * fall
-        with config.autocast(data.device):
-            loss = flow_loss(net, batch)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 2.0)
-        optimizer.step()
-        average.update(net)
-        losses.append(loss.detach())
-        if (step + 1) % 50 == 0:
-            mean = torch.stack(losses).mean().item()
-            row = {"step": step + 1, "loss": mean, "seconds": time.perf_counter() - began}
-            losses = []
-            if (step + 1) % 500 == 0:
-                with average.applied_to(net):
-                    row |= flow_errors(net, apart, 48, config)
-                state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-                torch.save(state | {"average": average.state_dict()}, out / "flow-last.tmp")
-                (out / "flow-last.tmp").replace(latest)
+    run = FlowRun(config, drives, out, device)
+    apart: FlowData | None = None
+    began = time.perf_counter()
+    while run.step < config.steps:
+        run.update()
+        if run.step % 50 == 0:
+            mean = torch.stack(run.losses).mean().item()
+            row = {"step": run.step, "loss": mean, "seconds": time.perf_counter() - began}
+            run.losses.clear()
+            if run.step % 500 == 0:
+                apart = apart or FlowData(unseen, device)
+                with run.average.applied_to(run.net):
+                    row |= flow_errors(run.net, apart, 48, config)
             with (out / "flow.jsonl").open("a") as log:
                 log.write(json.dumps(row) + "\n")
             print(row, flush=True)
-    net.load_state_dict(average.average)
-    return net.cpu()
+        if run.step % config.save_steps == 0 or run.step == config.steps:
+            run.save()
+    run.net.load_state_dict(run.average.average)
+    return run.net.cpu()
+
+
+class FlowRun:
+    """A run of `train_flow`: all that changes from one update to the next, and its file ``out/flow-last.pt``.
+
+    Raises:
+        TrainError: see `train_flow`.
+    """
+
+    def __init__(
+        self, config: FlowConfig, drives: Sequence[RenderedDrive], out: Path, device: torch.device | str = "cpu"
+    ) -> None:
+        torch.manual_seed(config.seed)
+        self.config, self.data = config, FlowData(drives, device)
+        self.net = FlowNet().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer = torch.optim.AdamW(self.net.parameters(), config.lr, weight_decay=1e-4)
+        self.average = WeightAverage(self.net, 0.998)
+        self.step, self.losses = 0, list[Tensor]()
+        truth = 0
+        for drive in drives:
+            truth = zlib.crc32(f"{drive.images.shape}".encode() + drive.T_world_camera.tobytes(), truth)
+        settings = dataclasses.asdict(config) | {"drives": truth}
+        del settings["save_steps"]
+        self._file = StateFile(out / "flow-last.pt", settings)
+        if (saved := self._file.read()) is not None:
+            self.net.load_state_dict(saved["net"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.average.load_state_dict(saved["average"])
+            self.step, self.losses = saved["step"], list(saved["losses"])
+        forget_rows_after(out / "flow.jsonl", self.step)
+
+    def update(self) -> None:
+        """One step down the gradient."""
+        config = self.config
+        batch = self.data.random_batch(config.batch_size, config.crop_width, (config.seed, self.step))
+        warm, fall = min(1.0, (self.step + 1) / 100), 0.5 * (1 + math.cos(math.pi * self.step / config.steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.lr * warm * fall
+        with config.autocast(self.data.device):
+            loss = flow_loss(self.net, batch)
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 2.0)
+        self.optimizer.step()
+        self.average.update(self.net)
+        self.losses.append(loss.detach().cpu())
+        self.step += 1
+
+    def save(self) -> None:
+        """Write all of it aside, and rename."""
+        parts = {"net": self.net, "optimizer": self.optimizer, "average": self.average}
+        states = {name: part.state_dict() for name, part in parts.items()}
+        self._file.write(states | {"step": self.step, "losses": self.losses})

@@ -29,7 +29,7 @@ from convlstm_vo.training.cell_clips import CellClip, Clips, as_cells, whole_dri
 from convlstm_vo.training.cell_drives import MEAN_ROAD, CellDrive
 from convlstm_vo.training.ema import WeightAverage
 from convlstm_vo.training.helpers import Helper, Message, Task
-from convlstm_vo.training.weigh_state import StateFile, forget_rows_after, trained_part, weights_checksum
+from convlstm_vo.training.stage_state import StateFile, forget_rows_after, trained_part, weights_checksum
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The file from which an interrupted `train_weights` goes on: written aside and renamed, for the same run only."""
+"""The file from which an interrupted stage of `train-geometric` goes on: written aside, for the same run only."""
 
 from __future__ import annotations
 
@@ -52,13 +52,14 @@ class StateFile:
             return None
         anew = f"remove {self.path.name} to train this stage from its beginning"
         try:
-            state: dict[str, Any] = torch.load(self.path, weights_only=True)
-            saved = state["settings"]
+            state: dict[str, Any] = torch.load(self.path, weights_only=True, map_location="cpu")
+            written = state.get("format")
         except Exception as error:  # torch.load raises many kinds for a damaged file
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise TrainError(f"{self.path}: is damaged ({reason}); {anew}") from None
-        if state.get("format") != _FORMAT:
+        if written != _FORMAT or "settings" not in state:
             raise TrainError(f"{self.path}: was written by another version of convlstm-vo; {anew}")
+        saved = state["settings"]
         for key in [*self._settings, *saved]:
             old, new = saved.get(key), self._settings.get(key)
             if old != new:

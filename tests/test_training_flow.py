@@ -1,0 +1,65 @@
+"""Training the flow: killed and started again, and what must not be continued."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from convlstm_vo.models.flow import FlowNet
+from convlstm_vo.training.config import TrainError
+from convlstm_vo.training.flow import FlowConfig, FlowRun, train_flow
+from convlstm_vo.training.rendered import RenderedDrive, in_memory, random_sequence
+
+SHORT = FlowConfig(steps=3, batch_size=2, crop_width=64, save_steps=2)
+
+
+@pytest.fixture(scope="module")
+def drives() -> list[RenderedDrive]:
+    return [in_memory(random_sequence(seed, 40, height=64, width=128), range(20, 24)) for seed in (31, 32)]
+
+
+@pytest.fixture(scope="module")
+def whole(drives, tmp_path_factory) -> tuple[Path, FlowNet]:
+    """A run that nobody kills."""
+    out = tmp_path_factory.mktemp("whole")
+    return out, train_flow(SHORT, drives, drives, out)
+
+
+@pytest.mark.parametrize("killed_at", [1, 2])
+def test_a_killed_run_ends_with_the_same_weights(drives, whole, tmp_path, monkeypatch, killed_at):
+    update = FlowRun.update
+
+    def dies(run: FlowRun) -> None:
+        if run.step == killed_at:
+            raise KeyboardInterrupt
+        update(run)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(FlowRun, "update", dies)
+        train_flow(SHORT, drives, drives, tmp_path)
+    assert (tmp_path / "flow-last.pt").exists() == (killed_at >= SHORT.save_steps)
+    net = train_flow(SHORT, drives, drives, tmp_path)
+    torch.testing.assert_close(net.state_dict(), whole[1].state_dict(), rtol=0, atol=0)
+    states = [torch.load(folder / "flow-last.pt", weights_only=True) for folder in (tmp_path, whole[0])]
+    assert states[0].pop("settings") == states[1].pop("settings")
+    torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
+
+
+def test_what_is_not_the_same_run_is_not_continued(drives, whole, tmp_path):
+    out, net = whole
+    again = train_flow(SHORT, drives, drives, out)  # finished: nothing to do
+    torch.testing.assert_close(again.state_dict(), net.state_dict(), rtol=0, atol=0)
+    with pytest.raises(TrainError, match="a run with seed 0, but now it is 1; go on with the same settings"):
+        train_flow(dataclasses.replace(SHORT, seed=1), drives, drives, out)
+    with pytest.raises(TrainError, match="a run with other drives"):
+        train_flow(SHORT, drives[:1], drives, out)
+    path = tmp_path / "flow-last.pt"
+    path.write_bytes((out / "flow-last.pt").read_bytes()[:5000])
+    with pytest.raises(TrainError, match=r"flow-last.pt: is damaged .*; remove flow-last.pt to train this stage"):
+        train_flow(SHORT, drives, drives, tmp_path)
+    torch.save({"net": net.state_dict(), "step": 3}, path)  # as versions before 29 November 2026 wrote it
+    with pytest.raises(TrainError, match=r"was written by another version of .*; remove flow-last\.pt"):
+        train_flow(SHORT, drives, drives, tmp_path)
