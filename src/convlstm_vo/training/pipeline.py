@@ -64,8 +64,8 @@ class GeometricOptions:
     device: Literal["auto", "cpu"] = "auto"
     """Where the flow is trained; auto: on a GPU where there is one. The rest is small and runs on the CPU."""
     threads: int = 2
-    """Where there are as many cores: threads for the flow, for which two are 1.7 times as fast as one, and processes
-    for the weights (1.4 times). The weights depend on it as on a seed, so go on with as many as were begun with."""
+    """Where there are as many cores: threads for the flow, of which two are 1.7 times as fast as one, and processes
+    for the weights (1.4 times). Weights depend on it as on a seed, so go on with as many as were begun with."""
     finetune: Annotated[FinetuneOptions, tyro.conf.arg(name="")] = dataclasses.field(
         default_factory=FinetuneOptions
     )
