@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import multiprocessing
 import os
 import socket
+from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from convlstm_vo.models.config import ModelConfig, preset
@@ -90,3 +93,18 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+@contextlib.contextmanager
+def killed_at(run: type, step: int) -> Iterator[None]:
+    """Within the block a `WeighRun` or `FlowRun` dies before this update; it has to."""
+    update = run.update
+
+    def dies(self: Any) -> None:
+        if self.step == step:
+            raise KeyboardInterrupt
+        update(self)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run, "update", dies)
+        yield

@@ -42,6 +42,7 @@ from convlstm_vo.training.geometric import (
 )
 from convlstm_vo.training.stage_state import forget_rows_after
 from convlstm_vo.world import Mount, WorldSequence
+from tests.small_runs import killed_at
 
 SIZES = {"00": (26, 64, 256), "01": (12, 64, 192), "02": (10, 64, 256)}  # frames, height, width
 SHORT = WeighConfig(steps=5, lanes=2, frames=3, warmup=2, save_steps=2)
@@ -303,19 +304,11 @@ def whole(drives, tmp_path_factory) -> tuple[Path, GeometricNet]:
     return out, net
 
 
-@pytest.mark.parametrize("killed_at", [1, 3, 4])
-def test_a_killed_run_ends_with_the_same_weights(drives, whole, tmp_path, monkeypatch, killed_at):
-    update = WeighRun.update
-
-    def dies(run: WeighRun) -> None:
-        if run.step == killed_at:
-            raise KeyboardInterrupt
-        update(run)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(geometric.WeighRun, "update", dies)
+@pytest.mark.parametrize("step", [1, 3, 4])
+def test_a_killed_run_ends_with_the_same_weights(drives, whole, tmp_path, step):
+    with killed_at(WeighRun, step):
         train_weights(loaded(), drives, drives, SHORT, tmp_path)
-    assert (tmp_path / "weights-last.pt").exists() == (killed_at >= SHORT.save_steps)
+    assert (tmp_path / "weights-last.pt").exists() == (step >= SHORT.save_steps)
     net = loaded()
     train_weights(net, drives, drives, SHORT, tmp_path)
     torch.testing.assert_close(net.state_dict(), whole[1].state_dict(), rtol=0, atol=0)
@@ -325,7 +318,7 @@ def test_a_killed_run_ends_with_the_same_weights(drives, whole, tmp_path, monkey
     torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
 
 
-def test_lanes_shared_by_two_processes(drives, tmp_path, monkeypatch):
+def test_lanes_shared_by_two_processes(drives, tmp_path):
     """The same learning as in one, killed and continued to the very same weights."""
     config = dataclasses.replace(SHORT, cell_loss=0.0)  # whose mean over a batch is not that of its halves' means
     nets, losses = [loaded() for _ in range(3)], []
@@ -334,15 +327,7 @@ def test_lanes_shared_by_two_processes(drives, tmp_path, monkeypatch):
         train_weights(net, drives, [], config, tmp_path / str(processes), processes=processes)
         losses.append(torch.load(tmp_path / str(processes) / "weights-last.pt", weights_only=True)["losses"])
     np.testing.assert_allclose(losses[1], losses[0], atol=1e-3)
-    update = WeighRun.update
-
-    def dies(run: WeighRun) -> None:
-        if run.step == 3:
-            raise KeyboardInterrupt
-        update(run)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(geometric.WeighRun, "update", dies)
+    with killed_at(WeighRun, 3):
         train_weights(loaded(), drives, [], config, tmp_path / "3", processes=2)
     assert torch.get_num_threads() == threads
     train_weights(nets[2], drives, [], config, tmp_path / "3", processes=2)

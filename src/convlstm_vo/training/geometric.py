@@ -254,9 +254,9 @@ def _like(parameters: Sequence[Tensor], flat: Tensor) -> list[Tensor]:
 
 
 @contextlib.contextmanager
-def _one_thread(whether: bool) -> Iterator[None]:
+def _one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(1 if whether else before)
+    torch.set_num_threads(1)
     try:
         yield
     finally:
@@ -281,7 +281,7 @@ def train_weights(net: GeometricNet, drives: Sequence[CellDrive], unseen: Sequen
     processes = min(processes, config.lanes)
     with contextlib.ExitStack() as block:
         if processes > 1 and run.step < config.steps:
-            block.enter_context(_one_thread(True))
+            block.enter_context(_one_thread())
             run.helpers = [block.enter_context(run.helper()) for _ in range(processes - 1)]
         _train(run, unseen, out)
     net.load_state_dict(run.average.average)
@@ -333,10 +333,8 @@ class WeighRun:
         self._parameters = trained_parameters(net, config)
         self.helpers: list[Helper] = []
         self.optimizer = torch.optim.AdamW(self._parameters, config.lr, weight_decay=1e-4)
-        self.average, self.clips = (
-            WeightAverage(net, 0.995),
-            Clips(drives, lanes=config.lanes, frames=config.frames, bend=config.bend, seed=config.seed),
-        )
+        self.average = WeightAverage(net, 0.995)
+        self.clips = Clips(drives, lanes=config.lanes, frames=config.frames, bend=config.bend, seed=config.seed)
         self.carried: list[State | None] = [None] * len(self.clips.groups)  # of each group's lanes
         self.step, self.losses = 0, list[float]()
         self._load()
