@@ -11,7 +11,12 @@ import sys
 import pytest
 import torch
 
-from convlstm_vo.environment import bfloat16_pays, set_for_streaming, training_environment
+from convlstm_vo.environment import (
+    _seconds_of_convolutions,
+    bfloat16_pays,
+    set_for_streaming,
+    training_environment,
+)
 from convlstm_vo.models.geometric import GeometricNet
 from convlstm_vo.odometer import VisualOdometry
 from convlstm_vo.training.flow import FlowConfig
@@ -118,13 +123,35 @@ def test_run_sets_it_before_torch_is_loaded() -> None:
     assert shown.split() == ["2000", "True"]
 
 
-@pytest.mark.parametrize("instructions", ["amx_bf16", "avx512_bf16", None])
-def test_bfloat16_is_used_only_where_the_processor_has_instructions_for_it(
-    instructions: str | None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("instructions", "seconds", "fast"),
+    [
+        ("amx_bf16", 0.1, True),
+        ("avx512_bf16", 0.5, True),
+        ("avx512_bf16", 2.0, False),
+        (None, 0.5, False),
+    ],
+)
+def test_bfloat16_is_used_only_where_the_processor_is_faster_with_it(
+    instructions: str | None, seconds: float, fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without them torch falls back to a plain loop, and an update of the flow takes 14 s in place of 0.6."""
+    """Without instructions for it torch has a plain loop, and an update of the flow takes 14 s in place of 0.6."""
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {instructions: True, "avx512_f": True}, raising=False)
-    fast = instructions is not None
+    monkeypatch.setattr(
+        "convlstm_vo.environment._seconds_of_convolutions", {"bfloat16": seconds, "float32": 1.0}.__getitem__
+    )
+    bfloat16_pays.cache_clear()
+    try:
+        _precision_is_used(fast)
+    finally:
+        bfloat16_pays.cache_clear()
+
+
+def test_pace_of_convolutions_is_measured() -> None:
+    assert 0 < _seconds_of_convolutions("float32") < 1
+
+
+def _precision_is_used(fast: bool) -> None:
     assert bfloat16_pays() is fast
     assert FlowConfig().autocast(torch.device("cpu"))._enabled is fast
     assert FlowConfig(precision="bf16").autocast(torch.device("cpu"))._enabled

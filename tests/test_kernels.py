@@ -8,7 +8,14 @@ import torch
 from convlstm_vo.models import kernels
 from convlstm_vo.models.correlation import correlate, cosines
 from convlstm_vo.models.fixed import slopes_and_change
-from convlstm_vo.models.flow import FlowNet, blend, normalise_contrast, warp_by_cells
+from convlstm_vo.models.flow import (
+    FlowNet,
+    blend,
+    gradient_products,
+    misfits,
+    normalise_contrast,
+    warp_by_cells,
+)
 
 
 @pytest.mark.parametrize(("batch", "height", "width"), [(2, 64, 96), (1, 8, 8), (1, 24, 200)])
@@ -79,6 +86,27 @@ def test_lucas_kanade(by_torch, threads, batch):
     torch.testing.assert_close(evidence, expected_evidence, atol=2e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize(("channels", "height", "width"), [(4, 48, 64), (1, 8, 8), (2, 8, 40)])
+def test_gradients_of_lucas_kanade(by_torch, channels, height, width):
+    generator = torch.Generator().manual_seed(width)
+    smooth = torch.nn.functional.avg_pool2d(
+        torch.randn(4, channels, height + 2, width + 2, generator=generator), 3, 1
+    )
+    here, there = smooth.chunk(2)
+    there = there.contiguous(memory_format=torch.channels_last)
+    flow = 6 * torch.randn(2, 2, height // 4, width // 4, generator=generator)  # some leads out of the image
+    wanted = torch.randn(2, 7, height // 4, width // 4, generator=generator)
+
+    def values_and_gradients():
+        leaves = [x.clone().requires_grad_() for x in (here, there, flow, torch.tensor(0.3))]
+        out = torch.cat([gradient_products(leaves[0]), misfits(*leaves)], 1)
+        return [out.detach(), *torch.autograd.grad(out, leaves, wanted)]
+
+    for found, expected in zip(values_and_gradients(), by_torch(values_and_gradients), strict=True):
+        assert float(found.abs().max()) > 0.01
+        torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-4)
+
+
 @torch.no_grad()
 def test_a_flow_that_is_not_a_number_is_no_address():
     net = FlowNet()
@@ -94,4 +122,5 @@ def test_gradients_are_not_wanted_of_the_kernels():
     assert kernels.usable(torch.zeros(1)) and not kernels.usable(torch.zeros(1), wanted)
     with torch.no_grad():
         assert kernels.usable(wanted)
+    assert kernels.usable(wanted, differentiable=True)
     assert not kernels.usable(torch.zeros(1, dtype=torch.float64))

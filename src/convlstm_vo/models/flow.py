@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convlstm_vo.models import kernels
+from convlstm_vo.models import kernel_gradients, kernels
 from convlstm_vo.models.correlation import cosines, expected_displacement
 
 STRIDE = 4  # pixels a cell
@@ -96,7 +96,7 @@ class FlowNet(nn.Module):
         if kernels.usable(images, weight, bias):
             return kernels.filtered(images, weight.detach(), bias.detach())
         with torch.autocast(images.device.type, enabled=False):
-            return F.conv2d(images, weight, bias, padding="same")
+            return F.conv2d(images, weight, bias, padding="same").contiguous()
 
     def _match(
         self,
@@ -128,19 +128,12 @@ class FlowNet(nn.Module):
         if kernels.usable(images, predicted, flow, damping):
             return kernels.refine(images, predicted, flow, float(damping), float(outlier), _STEPS)
         here, there = images.chunk(2)
-        gx = F.pad((here[..., 2:] - here[..., :-2]) / 2, (1, 1))
-        gy = F.pad((here[..., 2:, :] - here[..., :-2, :]) / 2, (0, 0, 1, 1))
-        hessian = window(torch.cat([(gx * gx).sum(1, True), (gx * gy).sum(1, True), (gy * gy).sum(1, True)], 1))
+        hessian = gradient_products(here)
         hxx, hxy, hyy = hessian[:, :1] + damping, hessian[:, 1:2], hessian[:, 2:] + damping
         determinant = hxx * hyy - hxy * hxy
         start, errors = flow, []
         for _ in range(_STEPS):
-            error = warp(there, upsample(predicted + flow, (here.shape[-2], here.shape[-1]))) - here
-            energy = (error * error).sum(1, True)
-            trust = outlier / (outlier + energy)
-            bx = (gx * error).sum(1, True) * trust
-            by = (gy * error).sum(1, True) * trust
-            pooled = window(torch.cat([bx, by, energy * trust, trust], 1))
+            pooled = misfits(here, there, predicted + flow, outlier)
             share = pooled[:, 3:] + 1e-3
             bx, by = pooled[:, :1] / share, pooled[:, 1:2] / share
             dx, dy = (hyy * bx - hxy * by) / determinant, (hxx * by - hxy * bx) / determinant
@@ -204,6 +197,47 @@ def blend(flow: Tensor, logits: Tensor) -> Tensor:
     padded = F.pad(flow, (reach, reach, reach, reach), mode="replicate")
     around = [padded[..., y : y + rows, x : x + columns] for y in range(_TAPS) for x in range(_TAPS)]
     return (torch.stack(around, 2) * logits.softmax(1)[:, None]).sum(2)
+
+
+def gradient_products(images: Tensor) -> Tensor:
+    """Products xx, xy and yy of the images' gradients, summed over channels: means in the windows of cells.
+
+    Args:
+        images: (batch, channels, height, width).
+
+    Returns:
+        (batch, 3, height / 4, width / 4).
+    """
+    if kernels.usable(images, differentiable=True):
+        return kernel_gradients.gradient_products(images)
+    gx, gy = gradients(images)
+    return window(torch.cat([(gx * gx).sum(1, True), (gx * gy).sum(1, True), (gy * gy).sum(1, True)], 1))
+
+
+def misfits(here: Tensor, there: Tensor, flow: Tensor, outlier: Tensor) -> Tensor:
+    """How far ``there``, read at a flow (batch, 2, height / 4, width / 4), is from ``here``, and which way.
+
+    Args:
+        here, there: (batch, channels, height, width). outlier: energy at which a pixel is half trusted, a scalar.
+
+    Returns:
+        Means in the windows of cells, (batch, 4, height / 4, width / 4), of trust times: gradient in x times error,
+        the same in y, energy, 1.
+    """
+    if kernels.usable(here, there, flow, outlier, differentiable=True):
+        return kernel_gradients.misfits(here, there, flow, outlier)
+    gx, gy = gradients(here)
+    error = warp(there, upsample(flow, (here.shape[-2], here.shape[-1]))) - here
+    energy = (error * error).sum(1, True)
+    trust = outlier / (outlier + energy)
+    bx, by = (gx * error).sum(1, True) * trust, (gy * error).sum(1, True) * trust
+    return window(torch.cat([bx, by, energy * trust, trust], 1))
+
+
+def gradients(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Central differences in x and y, zero at the border."""
+    gx = F.pad((images[..., 2:] - images[..., :-2]) / 2, (1, 1))
+    return gx, F.pad((images[..., 2:, :] - images[..., :-2, :]) / 2, (0, 0, 1, 1))
 
 
 def window(x: Tensor) -> Tensor:

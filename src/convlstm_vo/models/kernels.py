@@ -26,11 +26,15 @@ njit: Any = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"c
 _0, _1, _2, _3, _4 = (np.uintp(i) for i in range(5))
 
 
-def usable(*tensors: Tensor) -> bool:
-    """Whether the kernels can take these: float32 on the CPU, no gradient wanted of them, no export going on."""
+def usable(*tensors: Tensor, differentiable: bool = False) -> bool:
+    """Whether the kernels can take these: float32 on the CPU, no export going on, no gradient wanted of them.
+
+    Args:
+        differentiable: the kernels are those of `kernel_gradients.py`, of which gradients may be wanted.
+    """
     if torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
         return False
-    wanted = torch.is_grad_enabled()
+    wanted = torch.is_grad_enabled() and not differentiable
     return all(
         t.device.type == "cpu" and t.dtype == torch.float32 and not (wanted and t.requires_grad) for t in tensors
     )

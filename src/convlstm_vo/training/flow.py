@@ -9,10 +9,11 @@ import time
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from convlstm_vo.environment import bfloat16_pays
 from convlstm_vo.models.flow import FlowNet
@@ -33,7 +34,9 @@ class FlowConfig:
     crop_width: int = 320
     """Columns of a crop; rows are kept."""
     lr: float = 1.5e-3
-    """Peak learning rate of AdamW; it falls to zero along a cosine."""
+    """Peak learning rate of AdamW (`FlowOptimizer`); it falls to zero along a cosine."""
+    lr_between: float = 3e-3
+    """The same, of Muon."""
     seed: int = 0
     save_steps: int = 25
     """Updates between writes of the state from which an interrupted run goes on."""
@@ -121,6 +124,47 @@ def train_flow(
     return run.net.cpu()
 
 
+class FlowOptimizer:
+    """Muon for the convolutions between features, AdamW for first and last layers, biases and scalars.
+
+    Muon (K. Jordan et al. 2024; here with steps as long as AdamW's) makes an update of a matrix orthogonal, so that
+    directions whose gradients are small are learned too; a convolution is a matrix with a row for each output.
+    """
+
+    def __init__(self, net: FlowNet, config: FlowConfig) -> None:
+        ends = (net.images, net.to2, net.coarse_flow, net.fine_flow, net.judge[-1])
+        apart = {id(layer.weight) for layer in ends}
+        self._net = net
+        self._between = [p for p in net.parameters() if p.dim() == 4 and id(p) not in apart]
+        rest = [p for p in net.parameters() if p.dim() != 4 or id(p) in apart]
+        # Matrices that share their memory with the weights: what changes them changes the network.
+        self._matrices = [nn.Parameter(p.detach().permute(0, 2, 3, 1).view(len(p), -1)) for p in self._between]
+        muon = torch.optim.Muon(self._matrices, config.lr_between, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+        self._parts = [torch.optim.AdamW(rest, config.lr, weight_decay=1e-4), muon]
+        self._peaks = [config.lr, config.lr_between]
+
+    def step(self, loss: Tensor, share: float) -> None:
+        """One step down the gradient of a loss, with so large a share of the peak rates."""
+        self._net.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self._net.parameters(), 2.0)
+        for matrix, weight in zip(self._matrices, self._between, strict=True):
+            assert weight.grad is not None
+            matrix.grad = weight.grad.permute(0, 2, 3, 1).reshape(matrix.shape)
+        for part, peak in zip(self._parts, self._peaks, strict=True):
+            for group in part.param_groups:
+                group["lr"] = peak * share
+            part.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the parts remember of earlier steps; the rates are the caller's."""
+        return {"parts": [part.state_dict()["state"] for part in self._parts]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for part, saved in zip(self._parts, state["parts"], strict=True):
+            part.load_state_dict(part.state_dict() | {"state": saved})
+
+
 class FlowRun:
     """A run of `train_flow`: all that changes from one update to the next, and its file ``out/flow-last.pt``.
 
@@ -134,7 +178,7 @@ class FlowRun:
         torch.manual_seed(config.seed)
         self.config, self.data = config, FlowData(drives, device)
         self.net = FlowNet().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = torch.optim.AdamW(self.net.parameters(), config.lr, weight_decay=1e-4)
+        self.optimizer = FlowOptimizer(self.net, config)
         self.average = WeightAverage(self.net, 0.998)
         self.step, self.losses = 0, list[Tensor]()
         truth = 0
@@ -155,14 +199,9 @@ class FlowRun:
         config = self.config
         batch = self.data.random_batch(config.batch_size, config.crop_width, (config.seed, self.step))
         warm, fall = min(1.0, (self.step + 1) / 100), 0.5 * (1 + math.cos(math.pi * self.step / config.steps))
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.lr * warm * fall
         with config.autocast(self.data.device):
             loss = flow_loss(self.net, batch)
-        self.optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 2.0)
-        self.optimizer.step()
+        self.optimizer.step(loss, warm * fall)
         self.average.update(self.net)
         self.losses.append(loss.detach().cpu())
         self.step += 1
