@@ -27,9 +27,9 @@ from convlstm_vo.training.stage_state import StateFile, forget_rows_after
 class FlowConfig:
     """How the flow is trained."""
 
-    steps: int = 5000
+    steps: int = 14000
     """Updates."""
-    batch_size: int = 8
+    batch_size: int = 4
     """Crops in a batch."""
     crop_width: int = 320
     """Columns of a crop; rows are kept."""

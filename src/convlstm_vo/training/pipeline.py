@@ -40,9 +40,9 @@ class GeometricOptions:
     """Rendered drives to measure on."""
     frames: int = 80
     """Frames of each drive."""
-    flow_steps: int = 5000
+    flow_steps: int = 14000
     """Updates of the flow network."""
-    flow_batch: int = 8
+    flow_batch: int = 4
     """Crops in each of these updates; a GPU takes 48 as fast."""
     weigh_drives: int = 180
     """Drives whose flow is cached, for the weights."""
