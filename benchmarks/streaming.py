@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from convlstm_vo.environment import set_for_streaming
+from convlstm_vo.environment import bfloat16_pays, set_for_streaming
 
 set_for_streaming()  # as `convlstm-vo run` does; torch must not be there yet
 
@@ -65,7 +65,8 @@ def main() -> None:
     options = parser.parse_args()
     results = {case: median_ms(*arguments, options.frames) for case, arguments in CASES.items()}
     results = {"default 192x632": default_ms(options.frames)} | results
-    print(f"{torch.get_num_threads()} threads, fp32 (default: bf16 convolutions)")
+    precision = "bf16" if bfloat16_pays() else "fp32"
+    print(f"{torch.get_num_threads()} threads, fp32 (convolutions of the default network: {precision})")
     for case, value in results.items():
         print(f"{case:18} {value:7.1f} ms a frame  {1000 / value:6.1f} frames/s")
     if options.json:

@@ -69,7 +69,7 @@ class FlowNet(nn.Module):
         warped = warp_by_cells(there, predicted)
         # Coarse: where is each 8x8 block? Then 4x4 blocks.
         f2 = self.to2(torch.cat([here, warped]))
-        f4 = self.to4(F.leaky_relu(f2, 0.1))
+        f4 = self.to4(F.leaky_relu(f2, 0.1, inplace=True))
         f8 = self.to8(f4)
         coarse, features = self._match(f8, _COARSE_RADIUS, self.sharpness[0], self.coarse, self.coarse_flow)
         flow = 2.0 * F.interpolate(coarse, scale_factor=2.0, mode="bilinear", align_corners=False)  # cells of 4 px
