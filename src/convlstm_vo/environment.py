@@ -73,22 +73,25 @@ def bfloat16_pays(device: str = "cpu") -> bool:
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     if not (capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")):
         return False
-    return _seconds_of_convolutions("bfloat16") < 0.9 * _seconds_of_convolutions("float32")
+    bfloat16, float32 = _seconds_of_convolutions()
+    return bfloat16 < 0.9 * float32
 
 
-def _seconds_of_convolutions(precision: str) -> float:
-    """The least of some runs, which take 0.1 s in all: others may be at work on the machine too."""
+def _seconds_of_convolutions() -> tuple[float, float]:
+    """Of one in bfloat16 and of one in float32.
+
+    In turn, and the least of some runs (0.1 s in all): others may be at work on the machine too.
+    """
     import torch
 
-    dtype = getattr(torch, precision)
+    x, weight = torch.ones(1, 64, 48, 80), torch.ones(64, 64, 3, 3)
+    runs: dict[torch.dtype, list[float]] = {torch.bfloat16: [], torch.float32: []}
     with torch.inference_mode():
-        x, weight = (
-            torch.ones(size, dtype=dtype).to(memory_format=torch.channels_last)
-            for size in ((1, 64, 48, 80), (64, 64, 3, 3))
-        )
-        runs = []
         for _ in range(20):
-            began = time.perf_counter()
-            torch.nn.functional.conv2d(x, weight, padding=1)
-            runs.append(time.perf_counter() - began)
-    return min(runs)
+            for dtype, seconds in runs.items():
+                cells, taps = (value.to(dtype, memory_format=torch.channels_last) for value in (x, weight))
+                began = time.perf_counter()
+                torch.nn.functional.conv2d(cells, taps, padding=1)
+                seconds.append(time.perf_counter() - began)
+    bfloat16, float32 = (min(seconds) for seconds in runs.values())
+    return bfloat16, float32
