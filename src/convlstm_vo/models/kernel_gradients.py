@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+# Numba compiles these into the loops below, and keeps those until *this* file changes.
 from convlstm_vo.models.kernels import (
     _0,
     _1,
