@@ -173,14 +173,13 @@ def _hessians_back(first, last, here, wanted, out):  # type: ignore[no-untyped-d
 @njit
 def _misfits_back(first, last, here, there, flow, outlier, wanted, d_here, d_there, d_flow, d_outlier):  # type: ignore[no-untyped-def]
     channels, height, width = np.uintp(here.shape[1]), np.uintp(here.shape[2]), np.uintp(here.shape[3])
-    zero, one, two = np.float32(0), np.float32(1), np.float32(2)
+    zero, two = np.float32(0), np.float32(2)
     gradient = np.empty((height, 2, channels, width), np.float32)
     unused = np.empty((height // _2, width // _2, 4), np.float32)
     blocks = np.empty((height // _2, width // _2, 4), np.float32)
     us, vs = np.empty(width, np.float32), np.empty(width, np.float32)
     du, dv = np.empty(width, np.float32), np.empty(width, np.float32)
-    energy, trust = np.empty(width, np.float32), np.empty(width, np.float32)
-    bx, by = np.empty(width, np.float32), np.empty(width, np.float32)
+    energy, bx, by = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
     tx, ty, twice = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
     errors = np.empty((channels, width), np.float32)
     along, across = np.empty((channels, width), np.float32), np.empty((channels, width), np.float32)
@@ -192,16 +191,7 @@ def _misfits_back(first, last, here, there, flow, outlier, wanted, d_here, d_the
         for y in range(height):
             _field_row(np.float32(y), flow[i], us, vs)
             energy[:], bx[:], by[:] = zero, zero, zero
-            for x in range(width):
-                x0, x1, wx = _between(np.float32(x) + us[x], width - _1)
-                y0, y1, wy = _between(np.float32(y) + vs[x], height - _1)
-                for c in range(channels):
-                    a, b = other[y0, x0, c], other[y0, x1, c]
-                    d, e = other[y1, x0, c], other[y1, x1, c]
-                    above, below = a + wx * (b - a), d + wx * (e - d)
-                    errors[c, x] = above + wy * (below - above)
-                    along[c, x] = (one - wy) * (b - a) + wy * (e - d)
-                    across[c, x] = below - above
+            _read_row(y, other, us, vs, errors, along, across)
             for c in range(channels):
                 e, row, gx, gy = errors[c], image[c, y], gradient[y, 0, c], gradient[y, 1, c]
                 for x in range(width):
@@ -217,7 +207,6 @@ def _misfits_back(first, last, here, there, flow, outlier, wanted, d_here, d_the
                 total += d_trust * energy[x] * (t / outlier) * (t / outlier)
                 tx[x], ty[x] = g[0] * t, g[1] * t
                 twice[x] = two * (g[2] * t - d_trust * t * t / outlier)
-                trust[x] = t
             d_outlier[i] += total
             for c in range(channels):
                 e, gx, gy, d_row = errors[c], gradient[y, 0, c], gradient[y, 1, c], d_here[i, c, y]
@@ -226,25 +215,49 @@ def _misfits_back(first, last, here, there, flow, outlier, wanted, d_here, d_the
                     e[x] = tx[x] * gx[x] + ty[x] * gy[x] + twice[x] * e[x]  # now the gradient of the error
                     d_row[x] -= e[x]
                 _gradients_back(y, c, dx, dy, d_here[i])
-            for x in range(width):
-                at_x, at_y = np.float32(x) + us[x], np.float32(y) + vs[x]
-                x0, x1, wx = _between(at_x, width - _1)
-                y0, y1, wy = _between(at_y, height - _1)
-                w00, w01 = (one - wy) * (one - wx), (one - wy) * wx
-                w10, w11 = wy * (one - wx), wy * wx
-                u, v = zero, zero
-                for c in range(channels):
-                    e = errors[c, x]
-                    u += e * along[c, x]
-                    v += e * across[c, x]
-                    d_other[y0, x0, c] += w00 * e
-                    d_other[y0, x1, c] += w01 * e
-                    d_other[y1, x0, c] += w10 * e
-                    d_other[y1, x1, c] += w11 * e
-                du[x] = u if zero < at_x < np.float32(width - _1) else zero  # beyond the border nothing changes
-                dv[x] = v if zero < at_y < np.float32(height - _1) else zero
+            _read_row_back(y, errors, us, vs, along, across, d_other, du, dv)
             _row_back(np.float32(y), du, d_flow[i, 0])
             _row_back(np.float32(y), dv, d_flow[i, 1])
+
+
+@njit
+def _read_row(y, image, us, vs, out, along, across):  # type: ignore[no-untyped-def]
+    """An image (height, width, channels) where a flow leads from the pixels of row y, and its slopes there."""
+    height, width, channels = np.uintp(image.shape[0]), np.uintp(image.shape[1]), np.uintp(image.shape[2])
+    for x in range(width):
+        x0, x1, wx = _between(np.float32(x) + us[x], width - _1)
+        y0, y1, wy = _between(np.float32(y) + vs[x], height - _1)
+        for c in range(channels):
+            a, b = image[y0, x0, c], image[y0, x1, c]
+            d, e = image[y1, x0, c], image[y1, x1, c]
+            above, below = a + wx * (b - a), d + wx * (e - d)
+            out[c, x] = above + wy * (below - above)
+            along[c, x] = (np.float32(1) - wy) * (b - a) + wy * (e - d)
+            across[c, x] = below - above
+
+
+@njit
+def _read_row_back(y, wanted, us, vs, along, across, image, du, dv):  # type: ignore[no-untyped-def]
+    """Gradient of `_read_row`: to the image's pixels, and to the flow; beyond the border the flow changes nothing."""
+    height, width, channels = np.uintp(image.shape[0]), np.uintp(image.shape[1]), np.uintp(image.shape[2])
+    zero, one = np.float32(0), np.float32(1)
+    for x in range(width):
+        at_x, at_y = np.float32(x) + us[x], np.float32(y) + vs[x]
+        x0, x1, wx = _between(at_x, width - _1)
+        y0, y1, wy = _between(at_y, height - _1)
+        w00, w01 = (one - wy) * (one - wx), (one - wy) * wx
+        w10, w11 = wy * (one - wx), wy * wx
+        u, v = zero, zero
+        for c in range(channels):
+            e = wanted[c, x]
+            u += e * along[c, x]
+            v += e * across[c, x]
+            image[y0, x0, c] += w00 * e
+            image[y0, x1, c] += w01 * e
+            image[y1, x0, c] += w10 * e
+            image[y1, x1, c] += w11 * e
+        du[x] = u if zero < at_x < np.float32(width - _1) else zero
+        dv[x] = v if zero < at_y < np.float32(height - _1) else zero
 
 
 @njit
