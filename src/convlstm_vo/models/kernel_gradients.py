@@ -238,7 +238,7 @@ def _read_row(y, image, us, vs, out, along, across):  # type: ignore[no-untyped-
 
 @njit
 def _read_row_back(y, wanted, us, vs, along, across, image, du, dv):  # type: ignore[no-untyped-def]
-    """Gradient of `_read_row`: to the image's pixels, and to the flow; beyond the border the flow changes nothing."""
+    """Gradient of `_read_row`: to the image and to the flow, which beyond the border changes nothing."""
     height, width, channels = np.uintp(image.shape[0]), np.uintp(image.shape[1]), np.uintp(image.shape[2])
     zero, one = np.float32(0), np.float32(1)
     for x in range(width):
