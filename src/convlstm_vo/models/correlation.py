@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -42,10 +44,29 @@ def correlate(prev: Tensor, curr: Tensor, radius: int) -> Tensor:
 
 def cosines(prev: Tensor, curr: Tensor, radius: int) -> Tensor:
     """`correlate` of features of length 1: the cosines of the angles between them; of no features, 0."""
-    prev, curr = prev.float(), curr.float()
-    if kernels.usable(prev, curr):
-        return kernels.correlate(prev, curr, radius, _LEAST_SQUARE)
-    return correlate(_unit(prev), _unit(curr), radius)
+    return correlate(_unit(prev.float()), _unit(curr.float()), radius)
+
+
+def matched(
+    prev: Tensor, curr: Tensor, radius: int, sharpness: Tensor, more: Sequence[Tensor] = ()
+) -> tuple[Tensor, Tensor]:
+    """`cosines`, the features of ``prev``, `expected_displacement` and ``more`` side by side, in the features'
+    precision; and the displacement, (batch, 2, height, width)."""
+    whole = [part.float() for part in (prev, curr, *more)]
+    if kernels.usable(*whole, sharpness):
+        both, guess = kernels.matched(whole[0], whole[1], radius, _LEAST_SQUARE, float(sharpness), whole[2:])
+        return both.to(prev.dtype), guess
+    matches = cosines(prev, curr, radius)
+    guess, unique = expected_displacement(matches, sharpness)
+    return together(prev.dtype, matches, prev, guess, unique, *more), guess
+
+
+def together(dtype: torch.dtype, *parts: Tensor) -> Tensor:
+    """Channels side by side, laid out as the convolutions of a CPU want them: they would sort them at each call."""
+    whole = [part.float() for part in parts]
+    if kernels.usable(*whole):
+        return kernels.together(whole).to(dtype)
+    return torch.cat([part.to(dtype, memory_format=torch.channels_last) for part in parts], 1)
 
 
 def _unit(features: Tensor) -> Tensor:

@@ -7,16 +7,18 @@ likelihood.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convlstm_vo.models import kernel_gradients, kernels
-from convlstm_vo.models.correlation import cosines, expected_displacement
+from convlstm_vo.models.correlation import matched, together
 
 STRIDE = 4  # pixels a cell
 _COARSE_RADIUS, _FINE_RADIUS = 4, 2  # cells of 8 pixels, cells of 4
-_IMAGES = 4  # learned channels at full resolution
+_IMAGES = kernels.CHANNELS  # learned, at full resolution
 _STEPS = 3  # of Lucas-Kanade
 _TAPS = 5  # cells in a row that the final flow is a mean of
 _LEAST_CONTRAST = 1.5  # grey levels; asphalt has 3 to 8, sensor noise 1 to 3
@@ -71,15 +73,16 @@ class FlowNet(nn.Module):
         f2 = self.to2(torch.cat([here, warped]))
         f4 = self.to4(F.leaky_relu(f2, 0.1, inplace=True))
         f8 = self.to8(f4)
-        coarse, features = self._match(f8, _COARSE_RADIUS, self.sharpness[0], self.coarse, self.coarse_flow)
+        coarse, features = self._match(
+            f8.chunk(2), _COARSE_RADIUS, self.sharpness[0], self.coarse, self.coarse_flow
+        )
         flow = 2.0 * F.interpolate(coarse, scale_factor=2.0, mode="bilinear", align_corners=False)  # cells of 4 px
         features = F.interpolate(features, scale_factor=2.0, mode="bilinear", align_corners=False)
         g4, w4 = f4.chunk(2)
-        moved = torch.cat([g4, warp(w4.float(), flow).to(g4.dtype)])
-        more = (features, flow / 4)
-        step, features = self._match(moved, _FINE_RADIUS, self.sharpness[1], self.fine, self.fine_flow, more)
-        matched = STRIDE * (flow + step)  # pixels
-        refined, evidence = self._refine(self._channels(both), predicted, matched)
+        nearer, more = (g4, warp(w4.float(), flow).to(g4.dtype)), (features, flow / 4)
+        step, features = self._match(nearer, _FINE_RADIUS, self.sharpness[1], self.fine, self.fine_flow, more)
+        nearly = STRIDE * (flow + step)  # pixels
+        refined, evidence = self._refine(self._channels(both), predicted, nearly)
         # What a cell alone cannot see, the cells around it know: a mean of them, by how well each one fits.
         near = self.near(together(features.dtype, features, evidence, refined))
         verdict = self.judge(near + coarse_up(self.around(near))).float()
@@ -87,7 +90,7 @@ class FlowNet(nn.Module):
         return FlowField(
             predicted + residual,
             verdict[:, 2:3].clamp(-4.0, 5.0) - 1.0,
-            (predicted + 8 * coarse_up(coarse), predicted + matched, predicted + refined),
+            (predicted + 8 * coarse_up(coarse), predicted + nearly, predicted + refined),
         )
 
     def _channels(self, images: Tensor) -> Tensor:
@@ -100,18 +103,16 @@ class FlowNet(nn.Module):
 
     def _match(
         self,
-        f: Tensor,
+        both: Sequence[Tensor],
         radius: int,
         sharpness: Tensor,
         layers: nn.Module,
         head: nn.Module,
         more: tuple[Tensor, ...] = (),
     ) -> tuple[Tensor, Tensor]:
-        """Displacement in cells (batch, 2, rows, columns) and features, from those (2 batch, ...) of both."""
-        context, other = f.chunk(2)
-        matches = cosines(context, other, radius)
-        guess, unique = expected_displacement(matches, sharpness)
-        features = layers(together(f.dtype, matches, context, guess, unique, *more))
+        """Displacement in cells (batch, 2, rows, columns) and features, from those (batch, ...) of both frames."""
+        seen, guess = matched(both[0], both[1], radius, sharpness, more)
+        features = layers(seen)
         return guess + head(features).float(), features
 
     def _refine(self, images: Tensor, predicted: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,7 +126,7 @@ class FlowNet(nn.Module):
             The refined residual; and how well it fits, (batch, 8, rows, columns).
         """
         damping, outlier = self.log_damping.exp(), self.log_outlier.exp()
-        if kernels.usable(images, predicted, flow, damping):
+        if images.shape[1] == kernels.CHANNELS and kernels.usable(images, predicted, flow, damping):
             return kernels.refine(images, predicted, flow, float(damping), float(outlier), _STEPS)
         here, there = images.chunk(2)
         hessian = gradient_products(here)
@@ -171,11 +172,6 @@ class FlowField(tuple[Tensor, Tensor, tuple[Tensor, ...]]):
         return self[2]
 
 
-def together(dtype: torch.dtype, *parts: Tensor) -> Tensor:
-    """Channels side by side, laid out as the convolutions of a CPU want them: they would sort them at each call."""
-    return torch.cat([part.to(dtype, memory_format=torch.channels_last) for part in parts], 1)
-
-
 def normalise_contrast(images: Tensor) -> Tensor:
     """Grey levels less their local mean, over their deviation (12x12 pixels); exposure drops out."""
     if kernels.usable(images):
@@ -191,7 +187,7 @@ def blend(flow: Tensor, logits: Tensor) -> Tensor:
     """At each cell a mean of the flow (batch, 2, rows, columns) of the cells around it, with weights given by
     logits (batch, taps, rows, columns)."""
     if kernels.usable(flow, logits):
-        return kernels.mean_around(flow, logits.contiguous().softmax(1))
+        return kernels.blend(flow, logits)
     rows, columns = flow.shape[-2:]
     reach = _TAPS // 2
     padded = F.pad(flow, (reach, reach, reach, reach), mode="replicate")
@@ -224,7 +220,7 @@ def misfits(here: Tensor, there: Tensor, flow: Tensor, outlier: Tensor) -> Tenso
         Means in the windows of cells, (batch, 4, height / 4, width / 4), of trust times: gradient in x times error,
         the same in y, energy, 1.
     """
-    if kernels.usable(here, there, flow, outlier, differentiable=True):
+    if here.shape[1] == kernels.CHANNELS and kernels.usable(here, there, flow, outlier, differentiable=True):
         return kernel_gradients.misfits(here, there, flow, outlier)
     gx, gy = gradients(here)
     error = warp(there, upsample(flow, (here.shape[-2], here.shape[-1]))) - here
@@ -258,6 +254,8 @@ def coarse_up(flow: Tensor) -> Tensor:
 
 def warp(images: Tensor, flow: Tensor) -> Tensor:
     """Read images (batch, channels, height, width) at each pixel + flow (batch, 2, height, width), in pixels."""
+    if min(images.shape[-2:]) > 1 and kernels.usable(images, flow):
+        return kernels.warp(images, flow)
     height, width = images.shape[-2:]
     y = torch.arange(height, device=images.device, dtype=images.dtype)[:, None]
     x = torch.arange(width, device=images.device, dtype=images.dtype)

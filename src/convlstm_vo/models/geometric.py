@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convlstm_vo.geometry import se3
-from convlstm_vo.models import fixed
+from convlstm_vo.models import cell_kernels, fixed, kernels
 from convlstm_vo.models.cells import CELLS, State
 from convlstm_vo.models.config import ModelConfig, choose
 from convlstm_vo.models.flow import FlowField, FlowNet
@@ -35,7 +35,9 @@ from convlstm_vo.models.mounting import (
     turned_points,
 )
 from convlstm_vo.models.scene import (
+    FAR,
     STRIDE,
+    WALL,
     canyon_inverse_depth,
     cell_rays,
     flow_of,
@@ -213,7 +215,8 @@ class GeometricNet(nn.Module):
         cells = self.look(view, memory)
         found = self.conclude(cells, memory, hidden)
         weak, doubtful = self._weak(cells, found[0], memory)
-        weak = weak & view.shows_something()  # under a covered lens there is nothing to search
+        if bool(weak.any()):
+            weak = weak & view.shows_something()  # under a covered lens there is nothing to search
         if bool(weak.any()):
             bonnet = fixed.at_the_edge(stays, moves)
             view = dataclasses.replace(view, fixed=known_fixed | fixed.beside(bonnet))
@@ -721,6 +724,9 @@ def _sure(sigma: Tensor) -> Tensor:
 
 def choose_cells(rays: Tensor, field: FlowField, intrinsics: Tensor, image: Tensor) -> Cells:
     """Of each 2x2 cells, whose windows overlap anyway, the one whose flow is surest."""
+    if kernels.usable(rays, field.flow, field.log_scale, intrinsics, image):
+        best = cell_kernels.chosen(rays, field.flow, field.log_scale[:, 0], intrinsics, image[:, 0])
+        return Cells(best[:, :3], best[:, 3:5], best[:, 5], best[:, 6])
     seen = flow_to_rays(field.flow, rays, intrinsics)
     focal = (intrinsics[:, 0] * intrinsics[:, 1]).sqrt()[:, None, None]
     sigma = (field.log_scale[:, 0].exp() * math.sqrt(2.0) + 0.03) / focal
@@ -740,8 +746,12 @@ def choose_cells(rays: Tensor, field: FlowField, intrinsics: Tensor, image: Tens
 def expected_flow(rays: Tensor, intrinsics: Tensor, memory: Memory) -> Tensor:
     """The flow in pixels (batch, 2, rows, columns) that memory predicts at a camera's rays (batch, 3, ...)."""
     ahead = looking_ahead(memory)
+    T_prev_curr = se3.matrix_from_motion(memory.motion)
+    if kernels.usable(rays, intrinsics, ahead, T_prev_curr):
+        normal = road_normal(memory.mounting)
+        return cell_kernels.predicted_flow(rays, intrinsics, ahead, normal, T_prev_curr, WALL, FAR)
     there = turned_points(rays, ahead)
-    seen = seen_after(there, canyon_inverse_depth(there, memory.mounting), se3.matrix_from_motion(memory.motion))
+    seen = seen_after(there, canyon_inverse_depth(there, memory.mounting), T_prev_curr)
     back = turned_points(seen, ahead.transpose(1, 2))
     return (back[:, :2] - rays[:, :2]) * intrinsics[:, :2, None, None]
 

@@ -8,7 +8,7 @@ disk) they cost a tenth.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -24,6 +24,7 @@ from torch import Tensor
 njit: Any = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz"})
 
 _0, _1, _2, _3, _4 = (np.uintp(i) for i in range(5))
+CHANNELS = 4  # that Lucas-Kanade can take; others are torch's
 
 
 def usable(*tensors: Tensor, differentiable: bool = False) -> bool:
@@ -192,18 +193,42 @@ def warp_by_cells(images: Tensor, flow: Tensor) -> Tensor:
 
 @njit
 def _warp(first, last, image, flow, out):  # type: ignore[no-untyped-def]
-    height, width = image.shape
-    one = np.float32(1)
+    height, width = np.uintp(image.shape[0]), np.uintp(image.shape[1])
     us, vs = np.empty(width, np.float32), np.empty(width, np.float32)
-    bottom, right = np.uintp(height - 1), np.uintp(width - 1)
+    corner, shares = np.empty(width, np.int32), np.empty((4, width), np.float32)
+    w00, w01, w10, w11 = shares[0], shares[1], shares[2], shares[3]
+    pixels = image.ravel()
     for y in range(np.uintp(first), np.uintp(last)):
         _field_row(np.float32(y), flow, us, vs)
-        for x in range(np.uintp(width)):
-            x0, x1, wx = _between(np.float32(x) + us[x], right)
-            y0, y1, wy = _between(np.float32(y) + vs[x], bottom)
-            above = (one - wx) * image[y0, x0] + wx * image[y0, x1]
-            below = (one - wx) * image[y1, x0] + wx * image[y1, x1]
-            out[y, x] = (one - wy) * above + wy * below
+        _corners(np.float32(y), us, vs, height, width, corner, shares)
+        for x in range(width):
+            p = np.uintp(corner[x])
+            above = w00[x] * pixels[p] + w01[x] * pixels[p + _1]
+            out[y, x] = above + w10[x] * pixels[p + width] + w11[x] * pixels[p + width + _1]
+
+
+def warp(features: Tensor, flow: Tensor) -> Tensor:
+    """`flow.warp` of features (batch, channels, height, width) by a flow (batch, 2, height, width)."""
+    cells, field = _cells(features), flow.contiguous().numpy()
+    out = np.empty_like(cells)
+    for i in range(len(cells)):
+        by_rows(_warp_features, cells.shape[1], cells[i], field[i], out[i])
+    return torch.from_numpy(out).permute(0, 3, 1, 2)
+
+
+@njit
+def _warp_features(first, last, features, flow, out):  # type: ignore[no-untyped-def]
+    height, width = np.uintp(features.shape[0]), np.uintp(features.shape[1])
+    corner, shares = np.empty(width, np.int32), np.empty((4, width), np.float32)
+    cells = features.reshape(height * width, features.shape[2])
+    for y in range(np.uintp(first), np.uintp(last)):
+        _corners(np.float32(y), flow[0, y], flow[1, y], height, width, corner, shares)
+        for x in range(width):
+            p = np.uintp(corner[x])
+            a, b, c, d = cells[p], cells[p + _1], cells[p + width], cells[p + width + _1]
+            w00, w01, w10, w11 = shares[0, x], shares[1, x], shares[2, x], shares[3, x]
+            for k in range(np.uintp(features.shape[2])):
+                out[y, x, k] = w00 * a[k] + w01 * b[k] + w10 * c[k] + w11 * d[k]
 
 
 @njit
@@ -218,52 +243,59 @@ def _between(at, most):  # type: ignore[no-untyped-def]
     return low, min(low + _1, most), at - np.float32(low)
 
 
-def mean_around(flow: Tensor, weights: Tensor) -> Tensor:
-    """At each cell a mean of a field (batch, 2, rows, columns) over the cells around it (beyond the border those on
-    it), with weights (batch, size * size, rows, columns)."""
-    field, share = flow.contiguous().numpy(), weights.contiguous().numpy()
-    reach = int(share.shape[1] ** 0.5) // 2
+def blend(flow: Tensor, logits: Tensor) -> Tensor:
+    """`flow.blend`: flow (batch, 2, rows, columns), logits (batch, taps, rows, columns)."""
+    field, told = flow.contiguous().numpy(), logits.permute(0, 2, 3, 1).numpy()
+    reach = int(told.shape[3] ** 0.5) // 2
     padded = np.pad(field, ((0, 0), (0, 0), (reach, reach), (reach, reach)), "edge")
     out = np.empty_like(field)
     for i in range(len(field)):
-        _mean_around(padded[i], share[i], out[i])
+        by_rows(_blend, out.shape[2], padded[i], told[i], out[i])
     return torch.from_numpy(out)
 
 
 @njit
-def _mean_around(padded, share, out):  # type: ignore[no-untyped-def]
-    columns = np.uintp(out.shape[2])
-    size = np.uintp(np.sqrt(share.shape[0]))
-    for i in range(np.uintp(out.shape[1])):
+def _blend(first, last, padded, logits, out):  # type: ignore[no-untyped-def]
+    columns, taps = np.uintp(out.shape[2]), np.uintp(logits.shape[2])
+    size = np.uintp(np.sqrt(taps))
+    most, total = np.empty(columns, np.float32), np.empty(columns, np.float32)
+    shares, power = np.empty((taps, columns), np.float32), np.empty(columns, np.int32)
+    for i in range(np.uintp(first), np.uintp(last)):
         u, v = out[0, i], out[1, i]
-        u[:] = np.float32(0)
-        v[:] = np.float32(0)
-        for y in range(size):
-            for x in range(size):
-                weight, xs, ys = share[y * size + x, i], padded[0, i + y], padded[1, i + y]
-                for j in range(columns):
-                    u[j] += weight[j] * xs[j + x]
-                    v[j] += weight[j] * ys[j + x]
+        most[:], total[:], u[:], v[:] = -np.inf, np.float32(0), np.float32(0), np.float32(0)
+        for j in range(columns):
+            for k in range(taps):
+                shares[k, j] = logits[i, j, k]
+                most[j] = max(most[j], shares[k, j])
+        for k in range(taps):
+            share, xs, ys = shares[k], padded[0, i + k // size], padded[1, i + k // size]
+            for j in range(columns):
+                share[j] -= most[j]
+            _exponential(share, power)
+            for j in range(columns):
+                total[j] += share[j]
+                u[j] += share[j] * xs[j + k % size]
+                v[j] += share[j] * ys[j + k % size]
+        for j in range(columns):
+            u[j] /= total[j]
+            v[j] /= total[j]
 
 
 # --- matching -----------------------------------------------------------------------------------------------------
 
 
-def correlate(prev: Tensor, curr: Tensor, radius: int, least: float | None = None) -> Tensor:
-    """`correlation.correlate` of features (batch, channels, height, width); with ``least``, its `cosines`."""
+def correlate(prev: Tensor, curr: Tensor, radius: int) -> Tensor:
+    """`correlation.correlate` of features (batch, channels, height, width)."""
     batch, _, height, width = prev.shape
     out = np.empty((batch, (2 * radius + 1) ** 2, height, width), np.float32)
-    pair = [np.ascontiguousarray(features.permute(0, 2, 3, 1).numpy()) for features in (prev, curr)]
-    for i in range(batch):
-        by_rows(
-            _correlate, height, pair[0][i], pair[1][i], radius, least is not None, np.float32(least or 0), out[i]
-        )
+    for before, after, result in zip(_cells(prev), _cells(curr), out, strict=True):
+        by_rows(_correlate, height, before, after, radius, False, np.float32(0), result)
     return torch.from_numpy(out)
 
 
 @njit
 def _correlate(first, last, prev, curr, radius, normalise, least, out):  # type: ignore[no-untyped-def]
-    """Products of each cell with those around it, of features (height, width, channels)."""
+    """Products of each cell with those around it, of features (height, width, channels), or their cosines."""
     height, width, channels = prev.shape
     size = np.uintp(2 * radius + 1)
     # Whole vectors only: what is left over of a row costs as much as the rest of it. Channels by four, likewise.
@@ -310,6 +342,137 @@ def _planes(first, last, top, features, normalise, least, margin, out):  # type:
                 result[c, j + left] = row[j, c] * factor
 
 
+def matched(
+    prev: Tensor, curr: Tensor, radius: int, least: float, sharpness: float, more: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """`correlation.matched` of features (batch, channels, height, width)."""
+    batch, channels, height, width = prev.shape
+    count = (2 * radius + 1) ** 2
+    features, others = (_cells(x) for x in (prev, curr))
+    whole = np.empty((batch, height, width, count + channels + 3 + sum(part.shape[1] for part in more)), np.float32)
+    matches, expected = (np.empty((batch, n, height, width), np.float32) for n in (count, 3))
+    for i in range(batch):
+        by_rows(
+            _match, height, features[i], others[i], radius, np.float32(least), np.float32(sharpness), matches[i],
+            expected[i], whole[i],
+        )  # fmt: skip
+        _place(0, height, [part[i] for part in more], count + channels + 3, whole[i])
+    return torch.from_numpy(whole).permute(0, 3, 1, 2), torch.from_numpy(expected)[:, :2]
+
+
+@njit
+def _match(first, last, prev, curr, radius, least, sharpness, matches, expected, out):  # type: ignore[no-untyped-def]
+    _correlate(first, last, prev, curr, radius, True, least, matches)
+    _expect(first, last, matches, sharpness, expected)
+    _place_planes(first, last, matches, 0, out)
+    _place_cells(first, last, prev, len(matches), out)
+    _place_planes(first, last, expected, len(matches) + prev.shape[2], out)
+
+
+def _cells(features: Tensor) -> NDArray[np.float32]:
+    """(batch, channels, height, width) as (batch, height, width, channels), close together."""
+    return np.ascontiguousarray(features.permute(0, 2, 3, 1).numpy())
+
+
+@njit
+def _expect(first, last, matches, sharpness, out):  # type: ignore[no-untyped-def]
+    """Mean displacement in x and in y under a softmax, and the sum of its squares."""
+    width, count = np.uintp(out.shape[2]), np.uintp(matches.shape[0])
+    size = np.uintp(np.sqrt(count))
+    radius = np.float32(size // _2)
+    most, total, share = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
+    power = np.empty(width, np.int32)
+    for i in range(np.uintp(first), np.uintp(last)):
+        most[:], total[:], out[:, i] = -np.inf, np.float32(0), np.float32(0)
+        x, y, squares = out[0, i], out[1, i], out[2, i]
+        for k in range(count):
+            row = matches[k, i]
+            for j in range(width):
+                most[j] = max(most[j], sharpness * row[j])
+        for k in range(count):
+            row = matches[k, i]
+            for j in range(width):
+                share[j] = sharpness * row[j] - most[j]
+            _exponential(share, power)
+            down, right = np.float32(k // size) - radius, np.float32(k % size) - radius
+            for j in range(width):
+                total[j] += share[j]
+                x[j] += right * share[j]
+                y[j] += down * share[j]
+                squares[j] += share[j] * share[j]
+        for j in range(width):
+            x[j] /= total[j]
+            y[j] /= total[j]
+            squares[j] /= total[j] * total[j]
+
+
+@njit
+def _exponential(values, power):  # type: ignore[no-untyped-def]
+    """exp of a row of numbers that are 0 or less, in place, within two units of the last place; ``power`` is work
+    space. That of numba takes them one by one.
+
+    2 to the whole part is made of a float's exponent bits, 2 to the rest is a polynomial (Chebyshev).
+    """
+    scale = power.view(np.float32)
+    for j in range(np.uintp(len(values))):
+        x = max(values[j] * np.float32(1.4426950408889634), np.float32(-126))
+        whole = np.floor(x)
+        rest = x - whole
+        power[j] = (np.int32(whole) + np.int32(127)) << np.int32(23)
+        p = np.float32(0.000218657848)
+        p = p * rest + np.float32(0.00123913318)
+        p = p * rest + np.float32(0.00968418631)
+        p = p * rest + np.float32(0.0554806302)
+        p = p * rest + np.float32(0.240230454)
+        p = p * rest + np.float32(0.693146933)
+        values[j] = p * rest + np.float32(1)
+    for j in range(np.uintp(len(values))):
+        values[j] *= scale[j]
+
+
+# --- what convolutions see ----------------------------------------------------------------------------------------
+
+
+def together(parts: Sequence[Tensor]) -> Tensor:
+    """`flow.together` of parts (batch, channels, rows, columns)."""
+    batch, _, rows, columns = parts[0].shape
+    out = np.empty((batch, rows, columns, sum(part.shape[1] for part in parts)), np.float32)
+    for i in range(batch):
+        _place(0, rows, [part[i] for part in parts], 0, out[i])
+    return torch.from_numpy(out).permute(0, 3, 1, 2)
+
+
+def _place(first: int, last: int, parts: Sequence[Tensor], at: int, out: NDArray[np.float32]) -> None:
+    """Parts (channels, rows, columns), some rows of them, side by side in (rows, columns, channels)."""
+    for part in parts:
+        cells = part.permute(1, 2, 0)
+        if cells.is_contiguous():
+            _place_cells(first, last, cells.numpy(), at, out)
+        else:
+            _place_planes(first, last, part.contiguous().numpy(), at, out)
+        at += len(part)
+
+
+@njit
+def _place_cells(first, last, cells, at, out):  # type: ignore[no-untyped-def]
+    width, channels, left = np.uintp(out.shape[1]), np.uintp(cells.shape[2]), np.uintp(at)
+    for y in range(np.uintp(first), np.uintp(last)):
+        for x in range(width):
+            for c in range(channels):
+                out[y, x, left + c] = cells[y, x, c]
+
+
+@njit
+def _place_planes(first, last, planes, at, out):  # type: ignore[no-untyped-def]
+    width, channels, left = np.uintp(out.shape[1]), np.uintp(planes.shape[0]), np.uintp(at)
+    for y in range(np.uintp(first), np.uintp(last)):
+        for start in range(_0, width, np.uintp(16)):  # as many cells as stay at hand
+            for c in range(channels):
+                row = planes[c, y]
+                for x in range(start, min(start + np.uintp(16), width)):
+                    out[y, x, left + c] = row[x]
+
+
 # --- Lucas-Kanade -------------------------------------------------------------------------------------------------
 
 
@@ -319,11 +482,11 @@ def refine(
     """`FlowNet._refine`: the refined residual and its evidence.
 
     Args:
-        images: (2 batch, channels, height, width). predicted, flow: (batch, 2, height / 4, width / 4).
+        images: (2 batch, 4, height, width). predicted, flow: (batch, 2, height / 4, width / 4).
         damping, outlier: the learned ones. steps: of Lucas-Kanade.
     """
     before, after = images.chunk(2)
-    here, there = before.contiguous().numpy(), np.ascontiguousarray(after.permute(0, 2, 3, 1).numpy())
+    here, there = before.contiguous().numpy(), after.contiguous().numpy()
     parts = [
         _refine_one(here[i], there[i], predicted[i].contiguous().numpy(), flow[i].numpy(), damping, outlier, steps)
         for i in range(len(flow))
@@ -347,12 +510,13 @@ def _refine_one(
     evidence = np.empty((8, rows, columns), np.float32)
     flow = start.copy()
     total = np.empty_like(flow)
-    by_rows(_hessians, rows, here, gradient, hessian)
+    pixels = np.empty((height, width, channels), np.float32)  # of `there`, a pixel's channels together
+    by_rows(_hessians, rows, here, there, gradient, hessian, pixels)
     pooled = np.empty((rows, columns, 4), np.float32)
     for step in range(steps):
         np.add(predicted, flow, out=total)
         learned = np.float32(damping), np.float32(outlier)
-        by_rows(_step, rows, here, there, gradient, hessian, total, *learned, pooled, flow)
+        by_rows(_step, rows, here, pixels, gradient, hessian, total, *learned, pooled, flow)
         if step == 0:
             evidence[0], evidence[1] = pooled[..., 2], pooled[..., 3]
     evidence[2], evidence[3] = pooled[..., 2], pooled[..., 3]
@@ -388,12 +552,14 @@ def by_strips(kernel: Callable[..., None], rows: int, least: int, *arguments: An
 
 
 @njit
-def _hessians(first, last, here, gradient, hessian):  # type: ignore[no-untyped-def]
-    """Gradients, and their products around each cell of some rows (at the edge of a strip twice, but alike)."""
+def _hessians(first, last, here, there, gradient, hessian, pixels):  # type: ignore[no-untyped-def]
+    """Gradients, and their products around each cell of some rows (at the edge of a strip twice, but alike); and
+    these rows of the other image, channels last."""
     top, bottom = max(0, 2 * first - 1), min(here.shape[1] // 2, 2 * last + 1)  # of blocks of 2x2 that these see
     blocks = np.empty((bottom - top, here.shape[2] // 2, 4), np.float32)
     _gradients(top, bottom, here, gradient, blocks)
     _pool(first, last, top, blocks, hessian)
+    _place_planes(4 * first, 4 * last, there, 0, pixels)
 
 
 @njit
@@ -440,17 +606,20 @@ def _gradients(first, last, here, gradient, blocks):  # type: ignore[no-untyped-
 def _pool(first, last, start, blocks, out):  # type: ignore[no-untyped-def]
     """Mean of the 8x8 pixels around each cell of 4x4; sums over 2x2 are given, from row ``start`` on."""
     rows, columns = blocks.shape[0], blocks.shape[1]
+    sums = np.empty((columns, 4), np.float32)
     for i in range(first, last):
         top, bottom = max(0, 2 * i - 1 - start), min(rows, 2 * i + 3 - start)
+        sums[:] = np.float32(0)
+        for y in range(top, bottom):
+            sums += blocks[y]
         for j in range(out.shape[1]):
             left, right = max(0, 2 * j - 1), min(columns, 2 * j + 3)
             a, b, c, d = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
-            for y in range(top, bottom):
-                for x in range(left, right):
-                    a += blocks[y, x, 0]
-                    b += blocks[y, x, 1]
-                    c += blocks[y, x, 2]
-                    d += blocks[y, x, 3]
+            for x in range(np.uintp(left), np.uintp(right)):
+                a += sums[x, 0]
+                b += sums[x, 1]
+                c += sums[x, 2]
+                d += sums[x, 3]
             share = np.float32(1) / np.float32(4 * (bottom - top) * (right - left))
             out[i, j, 0] = a * share
             out[i, j, 1] = b * share
@@ -462,44 +631,62 @@ def _pool(first, last, start, blocks, out):  # type: ignore[no-untyped-def]
 def _misfits(first, last, here, there, gradient, total, outlier, blocks):  # type: ignore[no-untyped-def]
     """Gradient times error, energy and trust of the second image warped onto the first, summed over 2x2 pixels.
 
-    Indices are unsigned, or numba asks at each access whether one counts from the end.
+    Indices are unsigned, or numba asks at each access whether one counts from the end; and the four channels are
+    written out, or it reads a pixel's one by one.
     """
-    channels, height, width = np.uintp(here.shape[0]), np.uintp(here.shape[1]), np.uintp(here.shape[2])
-    zero, one = np.float32(0), np.float32(1)
+    height, width = np.uintp(here.shape[1]), np.uintp(here.shape[2])
+    zero, pixels = np.float32(0), there.reshape(height * width, 4)
     us, vs = np.empty(width, np.float32), np.empty(width, np.float32)
-    errors = np.empty((channels, width), np.float32)
-    energy, trust = np.empty(width, np.float32), np.empty(width, np.float32)
-    bx, by = np.empty(width, np.float32), np.empty(width, np.float32)
-    sums = np.empty((4, width), np.float32)
+    corner, shares = np.empty(width, np.int32), np.empty((4, width), np.float32)
+    errors, sums = np.empty((width, 4), np.float32), np.empty((4, width), np.float32)
     for i in range(np.uintp(first), np.uintp(last)):
         sums[:] = zero
+        bx, by, energies, trusts = sums[0], sums[1], sums[2], sums[3]
         for y in (_2 * i, _2 * i + _1):
             _field_row(np.float32(y), total, us, vs)
+            _corners(np.float32(y), us, vs, height, width, corner, shares)
             for x in range(width):
-                x0, x1, wx = _between(np.float32(x) + us[x], width - _1)
-                y0, y1, wy = _between(np.float32(y) + vs[x], height - _1)
-                w00, w01 = (one - wy) * (one - wx), (one - wy) * wx
-                w10, w11 = wy * (one - wx), wy * wx
-                for c in range(channels):
-                    e = w00 * there[y0, x0, c] + w01 * there[y0, x1, c]
-                    errors[c, x] = e + w10 * there[y1, x0, c] + w11 * there[y1, x1, c]
-            energy[:], bx[:], by[:] = zero, zero, zero
-            for c in range(channels):
-                e, row, gx, gy = errors[c], here[c, y], gradient[y, 0, c], gradient[y, 1, c]
-                for x in range(width):
-                    e[x] -= row[x]
-                    energy[x] += e[x] * e[x]
-                    bx[x] += gx[x] * e[x]
-                    by[x] += gy[x] * e[x]
+                p = np.uintp(corner[x])
+                a, b, c, d = pixels[p], pixels[p + _1], pixels[p + width], pixels[p + width + _1]
+                w00, w01, w10, w11 = shares[0, x], shares[1, x], shares[2, x], shares[3, x]
+                errors[x, 0] = w00 * a[0] + w01 * b[0] + w10 * c[0] + w11 * d[0]
+                errors[x, 1] = w00 * a[1] + w01 * b[1] + w10 * c[1] + w11 * d[1]
+                errors[x, 2] = w00 * a[2] + w01 * b[2] + w10 * c[2] + w11 * d[2]
+                errors[x, 3] = w00 * a[3] + w01 * b[3] + w10 * c[3] + w11 * d[3]
+            h0, h1, h2, h3 = here[0, y], here[1, y], here[2, y], here[3, y]
+            gx, gy = gradient[y, 0], gradient[y, 1]
+            gx0, gx1, gx2, gx3 = gx[0], gx[1], gx[2], gx[3]
+            gy0, gy1, gy2, gy3 = gy[0], gy[1], gy[2], gy[3]
             for x in range(width):
-                trust[x] = outlier / (outlier + energy[x])
-                sums[0, x] += bx[x] * trust[x]
-                sums[1, x] += by[x] * trust[x]
-                sums[2, x] += energy[x] * trust[x]
-                sums[3, x] += trust[x]
+                e0, e1 = errors[x, 0] - h0[x], errors[x, 1] - h1[x]
+                e2, e3 = errors[x, 2] - h2[x], errors[x, 3] - h3[x]
+                energy = e0 * e0 + e1 * e1 + e2 * e2 + e3 * e3
+                trust = outlier / (outlier + energy)
+                bx[x] += (gx0[x] * e0 + gx1[x] * e1 + gx2[x] * e2 + gx3[x] * e3) * trust
+                by[x] += (gy0[x] * e0 + gy1[x] * e1 + gy2[x] * e2 + gy3[x] * e3) * trust
+                energies[x] += energy * trust
+                trusts[x] += trust
         for j in range(width // _2):
             for k in range(4):
                 blocks[i - np.uintp(first), j, k] = sums[k, _2 * j] + sums[k, _2 * j + _1]
+
+
+@njit
+def _corners(y, us, vs, height, width, corner, shares):  # type: ignore[no-untyped-def]
+    """Of each pixel of row y, moved by (us, vs): the first of the four pixels around it, none beyond the border, as
+    an index into the image; and the weights of these (upper left, upper right, lower left, lower right)."""
+    zero, one = np.float32(0), np.float32(1)
+    right, bottom = np.float32(width - _1), np.float32(height - _1)
+    w00, w01, w10, w11 = shares[0], shares[1], shares[2], shares[3]
+    for x in range(width):
+        u, v = np.float32(x) + us[x], y + vs[x]
+        u, v = (u if u > zero else zero), (v if v > zero else zero)  # also what is not a number
+        u, v = min(u, right), min(v, bottom)
+        left, top = np.int32(min(u, right - one)), np.int32(min(v, bottom - one))
+        wx, wy = u - np.float32(left), v - np.float32(top)
+        corner[x] = top * np.int32(width) + left
+        w00[x], w01[x] = (one - wy) * (one - wx), (one - wy) * wx
+        w10[x], w11[x] = wy * (one - wx), wy * wx
 
 
 @njit

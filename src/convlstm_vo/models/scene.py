@@ -13,8 +13,8 @@ from torch import Tensor
 from convlstm_vo.geometry import se3
 
 STRIDE = 4
-_WALL = 7.3  # street canyon: walls 12 m to the side of a camera 1.65 m high
-_FAR = 60.0  # and something at about 100 m
+WALL = 7.3  # street canyon: walls 12 m to the side of a camera 1.65 m high
+FAR = 60.0  # and something at about 100 m
 
 
 def cell_rays(intrinsics: Tensor, rows: int, columns: int) -> Tensor:
@@ -45,7 +45,7 @@ def road_inverse_depth(rays: Tensor, slopes: Tensor) -> Tensor:
 
 def canyon_inverse_depth(rays: Tensor, slopes: Tensor) -> Tensor:
     """A guess of the inverse depth of a street: its road, and walls to both sides. (batch, rows, columns)."""
-    walls = (rays[:, 0].abs() / _WALL).clamp_min(1 / _FAR)
+    walls = (rays[:, 0].abs() / WALL).clamp_min(1 / FAR)
     return torch.maximum(road_inverse_depth(rays, slopes), walls)
 
 
