@@ -266,6 +266,8 @@ def _blend(first, last, padded, logits, out):  # type: ignore[no-untyped-def]
         for j in range(columns):
             for k in range(taps):
                 shares[k, j] = logits[i, j, k]
+        for k in range(taps):
+            for j in range(columns):
                 most[j] = max(most[j], shares[k, j])
         for k in range(taps):
             share, xs, ys = shares[k], padded[0, i + k // size], padded[1, i + k // size]
@@ -716,13 +718,22 @@ def _row(y, cells, out):  # type: ignore[no-untyped-def]
 
 @njit
 def _update(first, last, hessian, pooled, damping, flow):  # type: ignore[no-untyped-def]
-    """One step of Lucas-Kanade at each cell, of at most two pixels."""
-    two = np.float32(2)
-    for i in range(first, last):
-        for j in range(flow.shape[2]):
+    """One step of Lucas-Kanade at each cell, of at most two pixels: twice the hyperbolic tangent of its half."""
+    columns, one, two = np.uintp(flow.shape[2]), np.float32(1), np.float32(2)
+    step, power = np.empty((2, columns), np.float32), np.empty(columns, np.int32)
+    fall = np.empty(columns, np.float32)  # exp(-|step|)
+    for i in range(np.uintp(first), np.uintp(last)):
+        for j in range(columns):
             share = pooled[i, j, 3] + np.float32(1e-3)
             bx, by = pooled[i, j, 0] / share, pooled[i, j, 1] / share
             hxx, hxy, hyy = hessian[i, j, 0] + damping, hessian[i, j, 1], hessian[i, j, 2] + damping
             determinant = hxx * hyy - hxy * hxy
-            flow[0, i, j] -= two * np.tanh((hyy * bx - hxy * by) / determinant / two)
-            flow[1, i, j] -= two * np.tanh((hxx * by - hxy * bx) / determinant / two)
+            step[0, j] = (hyy * bx - hxy * by) / determinant
+            step[1, j] = (hxx * by - hxy * bx) / determinant
+        for k in range(2):
+            for j in range(columns):
+                fall[j] = -abs(step[k, j])
+            _exponential(fall, power)
+            for j in range(columns):
+                size, s = two * (one - fall[j]) / (one + fall[j]), step[k, j]
+                flow[k, i, j] -= size if s > 0 else (-size if s < 0 else s)  # 0, or what is not a number
