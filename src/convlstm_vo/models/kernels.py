@@ -358,7 +358,7 @@ def matched(
             _match, height, features[i], others[i], radius, np.float32(least), np.float32(sharpness), matches[i],
             expected[i], whole[i],
         )  # fmt: skip
-        _place(0, height, [part[i] for part in more], count + channels + 3, whole[i])
+        _place([part[i] for part in more], count + channels + 3, whole[i])
     return torch.from_numpy(whole).permute(0, 3, 1, 2), torch.from_numpy(expected)[:, :2]
 
 
@@ -410,8 +410,8 @@ def _expect(first, last, matches, sharpness, out):  # type: ignore[no-untyped-de
 
 @njit
 def _exponential(values, power):  # type: ignore[no-untyped-def]
-    """exp of a row of numbers that are 0 or less, in place, within two units of the last place; ``power`` is work
-    space. That of numba takes them one by one.
+    """exp of a row of numbers that are 0 or less, in place, as exact as these are; ``power`` is work space. That of
+    numba takes them one by one.
 
     2 to the whole part is made of a float's exponent bits, 2 to the rest is a polynomial (Chebyshev).
     """
@@ -436,22 +436,22 @@ def _exponential(values, power):  # type: ignore[no-untyped-def]
 
 
 def together(parts: Sequence[Tensor]) -> Tensor:
-    """`flow.together` of parts (batch, channels, rows, columns)."""
+    """`correlation.together` of parts (batch, channels, rows, columns)."""
     batch, _, rows, columns = parts[0].shape
     out = np.empty((batch, rows, columns, sum(part.shape[1] for part in parts)), np.float32)
     for i in range(batch):
-        _place(0, rows, [part[i] for part in parts], 0, out[i])
+        _place([part[i] for part in parts], 0, out[i])
     return torch.from_numpy(out).permute(0, 3, 1, 2)
 
 
-def _place(first: int, last: int, parts: Sequence[Tensor], at: int, out: NDArray[np.float32]) -> None:
-    """Parts (channels, rows, columns), some rows of them, side by side in (rows, columns, channels)."""
+def _place(parts: Sequence[Tensor], at: int, out: NDArray[np.float32]) -> None:
+    """Parts (channels, rows, columns) side by side in (rows, columns, channels), from a channel on."""
     for part in parts:
         cells = part.permute(1, 2, 0)
         if cells.is_contiguous():
-            _place_cells(first, last, cells.numpy(), at, out)
+            _place_cells(0, len(out), cells.numpy(), at, out)
         else:
-            _place_planes(first, last, part.contiguous().numpy(), at, out)
+            _place_planes(0, len(out), part.contiguous().numpy(), at, out)
         at += len(part)
 
 
