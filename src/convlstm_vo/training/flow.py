@@ -27,7 +27,7 @@ from convlstm_vo.training.stage_state import StateFile, forget_rows_after
 class FlowConfig:
     """How the flow is trained."""
 
-    steps: int = 14000
+    steps: int = 28000
     """Updates."""
     batch_size: int = 4
     """Crops in a batch."""

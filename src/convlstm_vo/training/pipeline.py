@@ -40,7 +40,7 @@ class GeometricOptions:
     """Rendered drives to measure on."""
     frames: int = 80
     """Frames of each drive."""
-    flow_steps: int = 14000
+    flow_steps: int = 28000
     """Updates of the flow network."""
     flow_batch: int = 4
     """Crops in each of these updates; a GPU takes 48 as fast."""
