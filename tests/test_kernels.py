@@ -183,6 +183,8 @@ def test_gradients_are_not_wanted_of_the_kernels():
         assert kernels.usable(wanted)
     assert kernels.usable(wanted, differentiable=True)
     assert not kernels.usable(torch.zeros(1, dtype=torch.float64))
+    half = torch.zeros(1, dtype=torch.bfloat16)
+    assert kernels.usable(half, half=True) and not kernels.usable(half)
 
 
 @pytest.mark.parametrize("seed", range(3))

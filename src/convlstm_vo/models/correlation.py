@@ -52,9 +52,9 @@ def matched(
 ) -> tuple[Tensor, Tensor]:
     """`cosines`, the features of ``prev``, `expected_displacement` and ``more`` side by side, in the features'
     precision; and the displacement, (batch, 2, height, width)."""
-    whole = [part.float() for part in (prev, curr, *more)]
-    if kernels.usable(*whole, sharpness):
-        both, guess = kernels.matched(whole[0], whole[1], radius, _LEAST_SQUARE, float(sharpness), whole[2:])
+    if kernels.usable(prev, curr, *more, sharpness, half=True):
+        rest = [part.float() for part in more]
+        both, guess = kernels.matched(prev.float(), curr.float(), radius, _LEAST_SQUARE, float(sharpness), rest)
         return both.to(prev.dtype), guess
     matches = cosines(prev, curr, radius)
     guess, unique = expected_displacement(matches, sharpness)
@@ -63,9 +63,8 @@ def matched(
 
 def together(dtype: torch.dtype, *parts: Tensor) -> Tensor:
     """Channels side by side, laid out as the convolutions of a CPU want them: they would sort them at each call."""
-    whole = [part.float() for part in parts]
-    if kernels.usable(*whole):
-        return kernels.together(whole).to(dtype)
+    if kernels.usable(*parts, half=True):
+        return kernels.together([part.float() for part in parts]).to(dtype)
     return torch.cat([part.to(dtype, memory_format=torch.channels_last) for part in parts], 1)
 
 

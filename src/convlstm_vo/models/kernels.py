@@ -27,18 +27,18 @@ _0, _1, _2, _3, _4 = (np.uintp(i) for i in range(5))
 CHANNELS = 4  # that Lucas-Kanade can take; others are torch's
 
 
-def usable(*tensors: Tensor, differentiable: bool = False) -> bool:
+def usable(*tensors: Tensor, differentiable: bool = False, half: bool = False) -> bool:
     """Whether the kernels can take these: float32 on the CPU, no export going on, no gradient wanted of them.
 
     Args:
         differentiable: the kernels are those of `kernel_gradients.py`, of which gradients may be wanted.
+        half: bfloat16 will do, too; they are made float32 of.
     """
     if torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
         return False
     wanted = torch.is_grad_enabled() and not differentiable
-    return all(
-        t.device.type == "cpu" and t.dtype == torch.float32 and not (wanted and t.requires_grad) for t in tensors
-    )
+    kinds = (torch.float32, torch.bfloat16) if half else (torch.float32,)
+    return all(t.device.type == "cpu" and t.dtype in kinds and not (wanted and t.requires_grad) for t in tensors)
 
 
 def compiled() -> bool:
