@@ -41,6 +41,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from zero_shot import CLIPS, FIRST_SEED, ROADS, measure, unseen_streets
 
+from convlstm_vo.environment import bfloat16_pays
 from convlstm_vo.evaluation.dis import Expected, at_cells, dis_flow, guided_dis_flow, road_corridor
 from convlstm_vo.geometry.camera import Camera
 from convlstm_vo.geometry.trajectory import Trajectory
@@ -373,7 +374,7 @@ def main() -> None:
     cv2.setNumThreads(1)
     net = load_checkpoint(options.checkpoint)
     assert isinstance(net, GeometricNet)
-    net.mixed = torch.backends.cpu.get_cpu_capability() == "AVX512"  # as the odometer does
+    net.mixed = bfloat16_pays()  # as the odometer does
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     sets = {
         "streets": street_pairs(options.streets, options.pairs),

@@ -180,6 +180,26 @@ def test_intrinsics_come_from_the_bag(tmp_path: Path, kind: str) -> None:
     assert rectified.camera == Camera(110, 111, 78, 46, height=HEIGHT, width=WIDTH) and rectified.lens is None
 
 
+def test_a_bag_s_lens_bends_the_mask_too_and_names_are_no_sign_of_rectification(tmp_path: Path) -> None:
+    def make(topic: str, model: str, distortion: list[float]) -> Callable[[Any], Messages]:
+        P = [110.0, 0, 78.0, 0, 0, 111.0, 46.0, 0, 0, 0, 1, 0]
+        return lambda store: [
+            (f"{topic}/camera_info", 0, info(store, K, distortion, P, model=model)),
+            (f"{topic}/image_raw", 1, image(store, noise(HEIGHT, WIDTH), "mono8")),
+        ]
+
+    bent = BagStream(write(tmp_path / "direct", make("/direct", "plumb_bob", [-0.2, 0.03, 0, 0, 0])))
+    assert bent.lens is not None and bent.lens.camera.fx == 120
+    mask = np.full((HEIGHT, WIDTH), 255, np.uint8)
+    mask[60:, :] = 0
+    cv2.imwrite(str(tmp_path / "mask.png"), mask)
+    found = cli._mask(tmp_path / "mask.png", bent)
+    np.testing.assert_array_equal(found, bent.lens.undistort(mask))
+    assert (found != mask).any()
+    fisheye = BagStream(write(tmp_path / "fisheye", make("/wide", "equidistant", [0.0] * 4)))
+    assert fisheye.lens is not None and fisheye.lens.model == "equidistant"
+
+
 def test_mistakes(tmp_path: Path) -> None:
     gray = noise(HEIGHT, WIDTH)
     two = write(
@@ -211,7 +231,7 @@ def test_mistakes(tmp_path: Path) -> None:
             ("/image", 1, image(s, gray, "mono8")),
         ],
     )
-    with pytest.raises(SequenceError, match="distortion model 'moon', known are plumb_bob"):
+    with pytest.raises(SequenceError, match="distortion_model 'moon' is not known; it may be plumb_bob"):
         BagStream(odd)
     (tmp_path / "broken.bag").write_bytes(b"#ROSBAG V2.0\nbut no more")
     (tmp_path / "broken.mcap").write_bytes(b"nothing")

@@ -142,6 +142,26 @@ def test_run_on_anything(tree: Path, checkpoint: Path, tmp_path: Path, source: s
     assert len(trajectory) == 9 and trajectory.timestamps_s[3] == pytest.approx(0.3)
 
 
+def test_what_is_tracked_before_damaged_input_is_kept(
+    tree: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = tree / "sequences" / "00" / "image_0", tmp_path / "out"
+    (tree / "sequences" / "00" / "times.txt").unlink()
+    command = ["run", str(folder), "--checkpoint", str(checkpoint), "--fov", "80", "--out", str(out)]
+    cli.main([*command, "--fps", "5", "--format", "tum"])
+    assert read_tum(out / "trajectory.txt").timestamps_s[3] == pytest.approx(0.6)
+    before = (out / "trajectory.txt").read_text(), (out / "trajectory.png").read_bytes()
+    capsys.readouterr()
+    (folder / "000004.png").write_bytes(b"no image")
+    with pytest.raises(SystemExit):
+        cli.main(command)
+    told = capsys.readouterr()
+    assert "4 frames before the error: " in told.out and "trajectory.partial.txt" in told.out
+    assert "000004.png" in told.err and "trajectory.txt" not in told.out
+    assert len(read_kitti(out / "trajectory.partial.txt")) == 4
+    assert before == ((out / "trajectory.txt").read_text(), (out / "trajectory.png").read_bytes())
+
+
 def test_the_original_s_command_line(tree: Path, tmp_path: Path) -> None:
     """The very options of Truemain.py and its kin, in their spelling."""
     old = f"--datapath {tree} --outputpath {tmp_path} --bsize 32 --trajectory_length 4 --lr 1e-4 --train_iter 240"
@@ -214,8 +234,8 @@ def test_mistakes_in_the_data(
         ["run", str(tree / "sequences" / "00"), "--checkpoint", str(checkpoint), "--out", str(tmp_path / "out")],
     ):
         assert "000004.png: the PNG is truncated" in fails(command, capsys)
-    written = [path for path in tmp_path.rglob("*") if path.is_file() and tree not in path.parents]
-    assert not written
+    written = [path.name for path in tmp_path.rglob("*") if path.is_file() and tree not in path.parents]
+    assert written == ["trajectory.partial.txt"]  # of the frames before
     cv2.imwrite(str(image), np.zeros((20, 30), np.uint8))
     assert "000004.png: the image is 20x30" in fails(train_arguments(tree, tmp_path / "run2"), capsys)
     image.write_bytes(whole)

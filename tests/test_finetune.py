@@ -375,6 +375,6 @@ def test_other_weights_drives_and_damaged_states_do_not_go_on(drives, whole, tmp
 
 def test_a_log_holds_no_row_twice(tmp_path):
     path = tmp_path / "weights.jsonl"
-    path.write_text('{"step": 50}\n{"step": 100}\n')
-    forget_rows_after(path, 75)
+    path.write_text('{"step": 50}\n{"step": 100}\n{"ste')  # the disk was full
+    forget_rows_after(path, step=75)
     assert path.read_text() == '{"step": 50}\n'

@@ -338,13 +338,21 @@ def test_covariance_is_positive_and_wide_where_lost():
 
 
 def test_mounting_is_found_and_saved(tmp_path):
-    pitched = street(seed=33, frames=30, mount=Mount(1.65, pitch=-0.03))
+    mounted = street(seed=33, frames=30, mount=Mount(1.65, pitch=-0.03, roll=0.04))
     odometer = VisualOdometry(NET, CAMERA)
-    for frame in pitched:
+    for frame in mounted:
         odometer.track(frame)
     found = odometer.calibration
     assert found is not None
-    assert found.pitch_rad == pytest.approx(float(pitched.road_plane[:, 2].mean()), abs=0.01)
+    assert found.pitch_rad == pytest.approx(float(mounted.road_plane[:, 2].mean()), abs=0.01)
+    assert found.roll_rad == pytest.approx(0.04, abs=0.01)
+    assert found.pitch_precision > 1000 and found.roll_precision > 1000
+    again = VisualOdometry(NET, CAMERA, found)
+    again.track(mounted[0])
+    again.track(mounted[1])
+    known = again.calibration  # hardly changed by a frame, and not taken for better known than it is
+    assert [known.pitch_rad, known.roll_rad] == pytest.approx([found.pitch_rad, found.roll_rad], abs=0.003)
+    assert known.pitch_precision < found.pitch_precision and known.roll_precision < 1.1 * found.roll_precision
     found.write(tmp_path / "car.json")
     assert VehicleCalibration.read(tmp_path / "car.json") == found
 
@@ -357,12 +365,13 @@ def test_mounting_is_found_and_saved(tmp_path):
         ({"camera_height_m": float("nan")}, "finite number"),
         ({"pitch_rad": 1.0}, "under 0.3"),
         ({"tilt": 1.0}, "tilt is not part of a calibration"),
-        ({"precision": -1}, "must not be negative"),
+        ({"pitch_precision": -1}, "pitch_precision -1: must not be negative"),
+        ({}, "has no camera_height_m"),
     ],
 )
 def test_impossible_calibrations(tmp_path, values, match):
     path = tmp_path / "car.json"
-    path.write_text(json.dumps(values))
+    path.write_text(json.dumps({"camera_height_m": 1.65} | values if values else {}))
     with pytest.raises(CalibrationError, match=match) as caught:
         VehicleCalibration.read(path)
     assert str(path) in str(caught.value)
@@ -389,6 +398,18 @@ def test_another_cell_is_one_option():
     motion, state = net.step(pair, torch.tensor([[100.0, 100, 63.5, 31.5]]))
     assert motion.shape == (1, 6)
     assert len(state) == 3
+
+
+@pytest.mark.parametrize("option, value", [("cell", "lstm"), ("peepholes", True), ("image_channels", 3)])
+def test_options_that_it_does_not_have_are_refused(option, value):
+    with pytest.raises(ModelError, match=f"{option}=.*: the default network sees gray frames"):
+        build(preset("geometric", **{option: value}), seed=0)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 3, 64, 128), (1, 2, 1, 65, 128), (1, 2, 1, 64, 132), (2, 1, 64, 128)])
+def test_pairs_of_another_shape_are_refused(shape):
+    with pytest.raises(ModelError, match="two gray frames with sides divisible by 8"):
+        NET.step(torch.zeros(shape), torch.tensor([[100.0, 100, 63.5, 31.5]]))
 
 
 def test_trains_from_nothing_and_continues(tmp_path):

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from convlstm_vo.geometry import se3
+from convlstm_vo.geometry.camera import Camera
 from convlstm_vo.geometry.trajectory import TrajectoryError
 from convlstm_vo.sequences import open_stream
 from convlstm_vo.sequences.base import Sequence, SequenceError, fit_image, read_image
-from convlstm_vo.sequences.kitti import KittiSequence, open_kitti, sequence_names
+from convlstm_vo.sequences.kitti import KittiSequence, list_images, open_kitti, sequence_names
 from tests.trees import write_tree
 
 IDENTITY = "1 0 0 0 0 1 0 0 0 0 1 0\n"
@@ -152,8 +153,21 @@ def test_calibrations_without_the_camera(tree: Path) -> None:
         KittiSequence(tree, "00")
 
 
+def test_images_of_all_names_and_none_that_are_hidden(tmp_path: Path) -> None:
+    for name in ("10.tiff", "9.PNG", "._9.PNG", "notes.txt"):
+        (tmp_path / name).write_bytes(b"")
+    assert [path.name for path in list_images(tmp_path)] == ["9.PNG", "10.tiff"]
+
+
 def test_open_stream_on_trees(tree: Path) -> None:
-    assert isinstance(open_stream(str(tree / "sequences" / "00")), KittiSequence)
+    folder = str(tree / "sequences" / "00")
+    assert isinstance(open_stream(folder), KittiSequence)
+    better = open_stream(folder, lambda height, width: Camera(99.0, 98.0, 80.0, 24.0, height=height, width=width))
+    assert better.camera.fx == 99
+    with pytest.raises(SequenceError, match=r"--topic /image: is for ROS bags"):
+        open_stream(folder, topic="/image")
+    with pytest.raises(SequenceError, match=r"--fps 30: is for folders of images"):
+        open_stream(folder, fps=30)
     with pytest.raises(SequenceError, match="name one of its sequences"):
         open_stream(str(tree))
 

@@ -98,12 +98,18 @@ def test_a_camera_info_file(tmp_path: Path) -> None:
 
     write("plumb_bob", "[-0.28, 0.07, 0.0002, -0.0004, 0.0]")
     assert lens_from_ros(path) == Lens(CAMERA, (-0.28, 0.07, 0.0002, -0.0004, 0.0))
-    with pytest.raises(SequenceError, match=r"camera.yaml: distortion_coefficients .* are not zero"):
+    with pytest.raises(SequenceError, match=r"camera.yaml: a lens that bends \(plumb_bob, .*undistort the frames"):
         camera_from(height=240, width=320, calibration=path)
     write("equidistant", "[-0.02, 0.004, -0.001, 0.0002]")
     assert lens_from_ros(path) == Lens(CAMERA, (-0.02, 0.004, -0.001, 0.0002), "equidistant")
     write("plumb_bob", "[0, 0, 0, 0, 0]")
     assert lens_from_ros(path) is None and camera_from(height=240, width=320, calibration=path) == CAMERA
+    write("equidistant", "[0, 0, 0, 0]")  # a fisheye all the same
+    assert lens_from_ros(path) == Lens(CAMERA, (0.0, 0.0, 0.0, 0.0), "equidistant")
+    with pytest.raises(SequenceError, match="a lens that bends"):
+        camera_from(height=240, width=320, calibration=path)
+    write("equidistant", "")
+    assert lens_from_ros(path) is None
     write("moonstone", "[0.1, 0, 0, 0]")
     with pytest.raises(SequenceError, match="distortion_model 'moonstone' is not known; it may be plumb_bob"):
         lens_from_ros(path)

@@ -91,6 +91,14 @@ def test_resuming_something_else_is_refused(tmp_path: Path, sequences: list[Deco
         run(dataclasses.replace(options, resume=True, seed=3), sequences)
     with pytest.raises(TrainError, match=r"lengths was \[16\], now \[16, 13\]"):
         train(dataclasses.replace(options, resume=True), sequences, [], TrainingLog(tmp_path, quiet=True))
+    moved = dataclasses.replace(sequences[0], T_world_camera=sequences[0].T_world_camera[::-1].copy())
+    renamed = dataclasses.replace(sequences[0], name="77")
+    for other_one, what in ((renamed, "sequences was"), (moved, "of poses was")):
+        with pytest.raises(TrainError, match=what):
+            train(dataclasses.replace(options, resume=True), [other_one], [], TrainingLog(tmp_path, quiet=True))
+    with pytest.raises(TrainError, match="augment was"):
+        mirrored = dataclasses.replace(options.augment, mirror=0.25)
+        run(dataclasses.replace(options, resume=True, augment=mirrored), sequences)
     other = dataclasses.replace(SMALL, hidden_channels=12)
     with pytest.raises(CheckpointError, match="hidden_channels"):
         run(dataclasses.replace(options, resume=True, model=other), sequences)
@@ -130,6 +138,11 @@ def test_a_gradient_that_is_not_a_number_spoils_no_weights(
     with pytest.raises(TrainError, match=r"gradient's norm is nan .*the last good checkpoint is .*last"):
         run(small_config(tmp_path, epochs=3, resume=True), sequences)
     torch.testing.assert_close(weights(tmp_path / "checkpoints" / "last"), before, rtol=0, atol=0)
+
+
+def test_patience_needs_validation(tmp_path: Path, sequences: list[DecodedSequence]) -> None:
+    with pytest.raises(TrainError, match="--patience 2: is about the validation loss; add --validate"):
+        run(small_config(tmp_path, patience=2), sequences, validate=False)
 
 
 def test_early_stop(tmp_path: Path, sequences: list[DecodedSequence]) -> None:

@@ -188,7 +188,7 @@ def test_real_frames_of_a_camera_that_looks_aside():
 def test_a_calibrated_camera_starts_with_what_is_known(monkeypatch):
     mount = Mount(yaw=0.15, pitch=-0.1)
     sequence = WorldSequence(5_100_001, frames=3, kind="country", camera=CAMERA, mount=mount)
-    start = VehicleCalibration(1.65, -0.1, 0.0, 1e5, 0.15, 1e5)
+    start = VehicleCalibration(1.65, -0.1, 0.0, 0.15, 1e5, 1e5, 1e5)
     odometer = VisualOdometry(NET, CAMERA, start)
     searches, search = [], NET.search
     monkeypatch.setattr(NET, "search", lambda view, memory: searches.append(1) or search(view, memory))

@@ -16,7 +16,7 @@ from convlstm_vo.geometry import se3
 from convlstm_vo.geometry.camera import Camera
 from convlstm_vo.geometry.trajectory import read_kitti, read_tum
 from convlstm_vo.models import fixed, kernels
-from convlstm_vo.models.checkpoint import save_checkpoint
+from convlstm_vo.models.checkpoint import build, save_checkpoint
 from convlstm_vo.models.config import preset
 from convlstm_vo.models.network import OdometryNet
 from convlstm_vo.odometer import (
@@ -155,6 +155,33 @@ def test_a_network_that_gives_nan_is_reported(sequence: KittiSequence) -> None:
     odometer.track(sequence[0])
     with pytest.raises(OdometryError, match=r"000001\.png: the network gave the motion \[nan"):
         odometer.track(sequence[1])
+    assert odometer._state is None  # none that is spoilt
+
+
+def test_frames_and_results_are_the_caller_s_own(sequence: KittiSequence) -> None:
+    """A camera may fill one buffer again and again, and who gets a pose or covariance may change it."""
+    camera = Camera(360.0, 360.0, 160.0, 60.0, height=120, width=320)
+    noise = np.random.default_rng(2).integers(0, 256, (4, 120, 320), dtype=np.uint8)
+    small = preset("tiny", image_height=120, image_width=320)
+    for net in (build(preset("geometric"), seed=0), OdometryNet(small, seed=0)):
+        untouched, odometer = VisualOdometry(net, camera), VisualOdometry(net, camera)
+        buffer = np.empty((120, 320), np.uint8)
+        for i, image in enumerate(noise):
+            buffer[:] = image
+            expected = untouched.track(Frame(image.copy(), i / 30, i))
+            found = odometer.track(Frame(buffer, i / 30, i))
+            np.testing.assert_array_equal(found.T_world_camera, expected.T_world_camera)
+            if expected.covariance is not None:
+                np.testing.assert_array_equal(found.covariance, expected.covariance)
+                assert found.covariance is not None
+                found.covariance[:] = 1e6
+            found.T_world_camera[:] = 1e6
+
+
+def test_images_that_are_no_grey_levels_are_refused(sequence: KittiSequence) -> None:
+    frame = dataclasses.replace(sequence[0], image=sequence[0].image / np.float32(255))
+    with pytest.raises(OdometryError, match=r"000000\.png: the image is float32, but frames are uint8"):
+        VisualOdometry(NET, sequence.camera).track(frame)
 
 
 def test_trajectory_files_appear_when_they_are_whole(tmp_path: Path) -> None:
@@ -168,14 +195,26 @@ def test_trajectory_files_appear_when_they_are_whole(tmp_path: Path) -> None:
         np.testing.assert_allclose(read(path).T_world_camera, poses, atol=1e-14)
 
 
-def test_an_error_leaves_no_file_but_an_interruption_keeps_the_rows(tmp_path: Path) -> None:
-    for error, rows in ((ValueError, 0), (KeyboardInterrupt, 1)):
-        path = tmp_path / f"{error.__name__}.txt"
-        with pytest.raises(error), TrajectoryFile(path, "kitti") as file:
+@pytest.mark.parametrize("error", [ValueError, ConnectionResetError, FileNotFoundError, KeyboardInterrupt])
+def test_what_was_tracked_before_an_error_or_an_interruption_is_kept(tmp_path: Path, error: type) -> None:
+    path = tmp_path / "trajectory.txt"
+    path.write_text("of an earlier run\n")
+    with pytest.raises(error), TrajectoryFile(path, "kitti") as file:
+        file.add(tracked(0, np.eye(4)))
+        raise error
+    expected = path if error is KeyboardInterrupt else tmp_path / "trajectory.partial.txt"
+    assert file.written == expected and len(read_kitti(expected)) == 1
+    if error is not KeyboardInterrupt:
+        assert path.read_text() == "of an earlier run\n"
+        with TrajectoryFile(path, "kitti") as file:
             file.add(tracked(0, np.eye(4)))
-            raise error
-        assert len(read_kitti(path)) == rows if rows else not path.exists()
-    assert len(list(tmp_path.iterdir())) == 1
+    assert list(tmp_path.iterdir()) == [path] and file.written == path
+
+
+def test_an_error_before_the_first_frame_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(OSError), TrajectoryFile(tmp_path / "trajectory.txt", "kitti") as file:
+        raise OSError
+    assert file.written is None and not list(tmp_path.iterdir())
 
 
 def test_sketches_stay_small_and_cover_the_whole_path() -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from convlstm_vo.models.flow import FlowNet
+from convlstm_vo.training.cell_drives import cache_cells
 from convlstm_vo.training.config import TrainError
 from convlstm_vo.training.flow import FlowConfig, FlowRun, flow_loss, train_flow
 from convlstm_vo.training.rendered import RenderedDrive, in_memory, random_sequence
@@ -20,6 +22,22 @@ SHORT = FlowConfig(steps=3, batch_size=2, crop_width=64, save_steps=2)
 @pytest.fixture(scope="module")
 def drives() -> list[RenderedDrive]:
     return [in_memory(random_sequence(seed, 40, height=64, width=128), range(20, 24)) for seed in (31, 32)]
+
+
+def test_cached_cells_are_those_of_the_flow(drives, tmp_path):
+    """A flow that is trained anew in the same folder is not given another's cells."""
+    net = FlowNet().eval()
+    drives = [dataclasses.replace(drive, name=f"{number:08d}") for number, drive in enumerate(drives)]
+    first = cache_cells(net, drives, tmp_path, 0)
+    (tmp_path / f"{drives[0].name}.npz").touch()  # as a version before named them
+    again = cache_cells(net, drives, tmp_path, 0)
+    with torch.no_grad():
+        net.judge[-1].bias += 0.3
+    other = cache_cells(net, drives, tmp_path, 0)
+    for one, same, new in zip(first, again, other, strict=True):
+        np.testing.assert_array_equal(one.cells, same.cells)
+        assert (one.cells != new.cells).any()
+    assert len(list(tmp_path.iterdir())) == len(drives)
 
 
 @pytest.fixture(scope="module")

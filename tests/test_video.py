@@ -46,6 +46,9 @@ def test_a_folder_of_images_takes_the_times_beside_it(folder: Path) -> None:
     assert [frame.timestamp_s for frame in stream] == [0, 1, 2, 3, 4.5]
     (folder.parent / "times.txt").unlink()
     assert ImageFolder(folder, field_of_view, fps=4)[2].timestamp_s == 0.5
+    for rate in (0.0, -1.0, float("nan")):
+        with pytest.raises(SequenceError, match="must be positive frames a second"):
+            ImageFolder(folder, field_of_view, fps=rate)
 
 
 def test_a_video_gives_rgb_frames_at_its_rate(video: Path) -> None:

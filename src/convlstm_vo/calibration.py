@@ -25,15 +25,17 @@ class VehicleCalibration:
     Attributes:
         camera_height_m: above the road; it gives the scale of the motion.
         pitch_rad: by which the camera looks up from the road. roll_rad: by which it leans to the right.
-        precision: how well these are known, as an inverse variance (1 / rad^2); 0: not at all.
-        yaw_rad: by which it looks to the right of where the vehicle drives. yaw_precision: the same of this angle.
+        yaw_rad: by which it looks to the right of where the vehicle drives.
+        pitch_precision, roll_precision, yaw_precision: how well each of these is known, as an inverse variance
+            (1 / rad^2); 0: not at all.
     """
 
     camera_height_m: float = 1.65
     pitch_rad: float = 0.0
     roll_rad: float = 0.0
-    precision: float = 0.0
     yaw_rad: float = 0.0
+    pitch_precision: float = 0.0
+    roll_precision: float = 0.0
     yaw_precision: float = 0.0
 
     def __post_init__(self) -> None:
@@ -50,7 +52,7 @@ class VehicleCalibration:
                 f"pitch {self.pitch_rad} rad, roll {self.roll_rad} rad, yaw {self.yaw_rad} rad: must be under 0.3 "
                 "(17 degrees); rotate the images so that the camera looks ahead"
             )
-        for name in ("precision", "yaw_precision"):
+        for name in ("pitch_precision", "roll_precision", "yaw_precision"):
             if getattr(self, name) < 0:
                 raise CalibrationError(f"{name} {getattr(self, name)}: must not be negative")
 
@@ -75,6 +77,8 @@ class VehicleCalibration:
             raise CalibrationError(
                 f"{path}: {what} is not part of a calibration; it has {', '.join(sorted(names))}"
             )
+        if "camera_height_m" not in values:
+            raise CalibrationError(f"{path}: has no camera_height_m, which gives the scale; `calibrate` writes it")
         try:
             return cls(**values)
         except CalibrationError as error:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from convlstm_vo.training.config import TrainConfig
 
 Options = TypeVar("Options")
+_TRAIN = ("train", "train-geometric", "demo")  # verbs for which `environment.restart_for_training` is
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -41,6 +42,11 @@ def main(argv: list[str] | None = None) -> None:
 
         print(__version__)
         return
+    if argv is None:  # a process of its own, not a program that calls
+        if verb in _TRAIN:
+            environment.restart_for_training()
+        # A cluster's notice that time is up, or a service's end, is treated as Ctrl-C: save, and stop.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if verb not in VERBS:
             raise ConvlstmVoError(f"unknown command '{verb}'; the commands are {', '.join(VERBS)}")
@@ -82,9 +88,6 @@ def _console() -> Console:
 
 def train(argv: list[str]) -> None:
     """train a network on a KITTI-layout tree (--preset NAME, --config RECIPE.toml, --resume)"""
-    environment.restart_for_training()
-    # A cluster's notice that time is up is treated as Ctrl-C: save, and stop.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     config = parse_train(argv)
     from convlstm_vo.training.config import TrainError
     from convlstm_vo.training.dry_run import describe_run
@@ -133,7 +136,6 @@ def shard(argv: list[str]) -> None:
 
 def train_geometric(argv: list[str]) -> None:
     """train the default network from nothing: render streets, flow, weights; or --finetune it on your own frames"""
-    environment.restart_for_training()
     from convlstm_vo.training.pipeline import GeometricOptions, run_geometric
 
     print(f"Checkpoint: {run_geometric(_parse(GeometricOptions, 'train-geometric', argv))}")
@@ -218,6 +220,8 @@ class RunOptions:
     """Images of a ROS bag; may be left out where there is only one topic of them."""
     camera: Literal[0, 1, 2, 3] = 0
     """Which camera of a KITTI sequence or calib.txt."""
+    fps: float | None = None
+    """Frames a second of a folder of images that has no times.txt; by default 10."""
     out: Path | None = None
     """Folder for trajectory.txt and trajectory.png; by default runs/NAME."""
     format: Literal["kitti", "tum"] = "kitti"
@@ -249,11 +253,9 @@ def run(argv: list[str]) -> None:
     out = options.out or Path("runs") / stream.name
     total = len(stream) if isinstance(stream, Sequence) else getattr(stream, "approximate_length", None)
     sketch, seconds, count, lost, guessed = PathSketch(), 0.0, 0, 0, 0
+    file = TrajectoryFile(out / "trajectory.txt", options.format)
     try:
-        with (
-            TrajectoryFile(out / "trajectory.txt", options.format) as file,
-            progress(stream.name, total) as advance,
-        ):
+        with file, progress(stream.name, total) as advance:
             for tracked in odometer.stream(stream):
                 file.add(tracked)
                 sketch.add(tracked)
@@ -262,7 +264,9 @@ def run(argv: list[str]) -> None:
                 guessed += tracked.status == "ok" and not tracked.metric
                 advance(1)
     finally:
-        if count and (out / "trajectory.txt").exists():
+        if count and file.written == file.partial:
+            print(f"{count} frames before the error: {file.partial}")
+        elif count and file.written:
             truth = getattr(stream, "trajectory", None)
             paths = {"ground_truth": truth.from_first_pose()} if truth else {}
             trajectory_picture(out / "trajectory.png", paths | {"network": sketch.trajectory()})
@@ -302,13 +306,13 @@ def _vehicle(camera_height: float | None, calibration: Path | None) -> VehicleCa
 
 
 def _mask(path: Path | None, stream: Stream) -> Image | None:
+    """As the stream's frames are, of which a lens may have been removed."""
     from convlstm_vo.odometer import read_mask
-    from convlstm_vo.sequences.lens import Undistorted
 
     if path is None:
         return None
-    mask = read_mask(path, stream.camera)
-    return stream.lens.undistort(mask) if isinstance(stream, Undistorted) else mask
+    mask, lens = read_mask(path, stream.camera), getattr(stream, "lens", None)
+    return mask if lens is None else lens.undistort(mask)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -337,6 +341,8 @@ class CalibrateOptions:
     """Of the lens that --intrinsics describe, as for `run`."""
     topic: str | None = None
     """Images of a ROS bag, as for `run`."""
+    fps: float | None = None
+    """Frames a second of a folder of images, as for `run`."""
     camera: Literal[0, 1, 2, 3] = 0
     """Which camera of a KITTI sequence or calib.txt."""
 
@@ -385,7 +391,9 @@ def calibrate(argv: list[str]) -> None:
         f"camera {done.camera_height_m:.3f} m above the road, pitch {done.pitch_rad:+.4f} rad, "
         f"roll {done.roll_rad:+.4f} rad, yaw {done.yaw_rad:+.4f} rad: {options.out}"
     )
-    if track is not None and len(track) == len(poses):  # of the same frames: its turns can be compared
+    if track is not None and len(track) != len(poses):
+        print(f"{options.track}: {len(track)} poses for {len(poses)} frames, so turns were not compared")
+    elif track is not None:
         gain = turn_gain(track, Trajectory(track.timestamps_s, np.stack(poses)))
         if gain is not None:
             K = stream.camera
@@ -401,7 +409,6 @@ def _open(options: RunOptions | CalibrateOptions) -> Stream:
     from convlstm_vo.sequences import open_stream
     from convlstm_vo.sequences.base import SequenceError
     from convlstm_vo.sequences.calibration import camera_from, lens_from_ros
-    from convlstm_vo.sequences.kitti import KittiSequence
     from convlstm_vo.sequences.lens import Lens, Undistorted, bends
 
     calib = options.calib
@@ -422,11 +429,15 @@ def _open(options: RunOptions | CalibrateOptions) -> Stream:
         )
 
     given = not (calib is None and options.intrinsics is None and options.fov is None)
-    stream = open_stream(options.input, camera_for if given else None, camera=options.camera, topic=options.topic)
+    stream = open_stream(
+        options.input,
+        camera_for if given else None,
+        camera=options.camera,
+        topic=options.topic,
+        fps=options.fps,
+    )
     lens = Lens(stream.camera, options.distortion) if bends(options.distortion) else ros
-    if lens is None or isinstance(stream, KittiSequence):  # KITTI's images are rectified, and bring their camera
-        return stream
-    return Undistorted(stream, lens)
+    return stream if lens is None else Undistorted(stream, lens)
 
 
 # --- simulate, demo ---------------------------------------------------------------------------------------------
@@ -442,7 +453,6 @@ def simulate(argv: list[str]) -> None:
 
 def demo(argv: list[str]) -> None:
     """simulate drives, train `tiny` on them, evaluate on an unseen one, all in minutes; ends with a report"""
-    environment.restart_for_training()
     from convlstm_vo.demo import DemoOptions, run_demo
 
     run_demo(_parse(DemoOptions, "demo", argv))

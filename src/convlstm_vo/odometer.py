@@ -47,7 +47,8 @@ class TrackedFrame:
         T_prev_curr: (4, 4) motion from the previous frame; the identity for the first.
         T_world_camera: (4, 4) pose; the world is the first frame's camera.
         seconds: time that it took, decoding excluded.
-        covariance: (6, 6) of the motion (metres, radians) where the network knows it, otherwise None. Above
+        covariance: (6, 6) of the motion (metres, radians); None for the first frame, for one that is frozen or
+            whose motion was no number, and of networks that do not know it. Above
             15 frames a second it is that of two motions from one key frame, whose errors are partly the same: added
             up over a way it is an upper bound.
         status: "lost": the image does not tell (covered, dark, a jump), the motion is a guess; "frozen": the same
@@ -169,7 +170,7 @@ class VisualOdometry:
         return cls(load_checkpoint(Path(folder), device=device), camera, calibration, mask)
 
     def reset(self) -> None:
-        """Forget everything but the calibration: the next frame is a first one."""
+        """Forget everything but calibration and mask: the next frame is a first one."""
         self._state: State | None = None  # at the key frame
         self._previous: Tensor | None = None
         self._key: Key | None = None
@@ -177,7 +178,7 @@ class VisualOdometry:
         self._T_world_camera: NDArray[np.float64] = np.eye(4)
 
     def warm_up(self) -> None:
-        """Track three frames of noise and forget them: all is then compiled and loaded before a real one comes."""
+        """Track three frames of noise and `reset`: all is then compiled and loaded before a real one comes."""
         rng = np.random.default_rng(0)
         size = self.camera.height, self.camera.width
         for index in range(3):
@@ -193,10 +194,12 @@ class VisualOdometry:
         if self._state is None:
             return start
         memory = Memory.unpack(self._state[-1])
-        (roll, tilt), (yaw, pitch) = memory.mounting[0].double().tolist(), memory.aside[0].double().tolist()
-        pitch, roll, yaw = np.clip([pitch + tilt, roll, yaw], -0.3, 0.3).tolist()  # what a calibration allows
-        precision, of_yaw = float(memory.mounting_precision[0].mean()), float(memory.aside_precision[0, 0])
-        return VehicleCalibration(start.camera_height_m, pitch, roll, precision, yaw, of_yaw)
+        (left, tilt), (yaw, up) = memory.mounting[0].tolist(), memory.aside[0].tolist()
+        pitch, roll, yaw = np.clip([up + tilt, -left, yaw], -0.3, 0.3).tolist()  # what a calibration allows
+        of_roll, of_tilt = memory.mounting_precision[0].tolist()
+        of_yaw, of_up = memory.aside_precision[0].tolist()
+        of_pitch = of_tilt * of_up / max(of_tilt + of_up, 1e-9)
+        return VehicleCalibration(start.camera_height_m, pitch, roll, yaw, of_pitch, of_roll, of_yaw)
 
     @torch.inference_mode()
     def track(self, frame: Frame) -> TrackedFrame:
@@ -215,18 +218,21 @@ class VisualOdometry:
             T_prev_curr, covariance, status, metric = self._track_geometric(self.net, current, frame.timestamp_s)
         elif self._previous is not None:
             pair = torch.stack([self._previous, current])[None]  # (1, 2, channels, height, width)
-            output, self._state = self.net.step(pair, self._intrinsics, self._state)
-            motion = output[0].double().cpu().numpy()
+            output, state = self.net.step(pair, self._intrinsics, self._state)
+            motion = output[0].cpu().double().numpy()
             if not np.isfinite(motion).all():
                 name = frame.source or f"frame {frame.index}"
-                raise OdometryError(f"{name}: the network gave the motion {motion}")
+                raise OdometryError(
+                    f"{name}: the network gave the motion {motion}; its weights have run away in training (a "
+                    "smaller --lr?), take an earlier checkpoint"
+                )
+            self._state = state
             T_prev_curr = se3.matrix_from_motion(motion)
         self._T_world_camera = self._T_world_camera @ T_prev_curr
         self._previous = current
         seconds = time.perf_counter() - started
-        return TrackedFrame(
-            frame.index, frame.timestamp_s, T_prev_curr, self._T_world_camera, seconds, covariance, status, metric
-        )
+        pose = self._T_world_camera.copy()  # the caller's to change, and so is the covariance
+        return TrackedFrame(frame.index, frame.timestamp_s, T_prev_curr, pose, seconds, covariance, status, metric)
 
     def _track_geometric(
         self, net: GeometricNet, current: Tensor, now: float
@@ -256,8 +262,8 @@ class VisualOdometry:
             self._key, self._good = Key(current, now), None
             return np.eye(4), None, "lost", False
         metric = told and bool(estimate.metric)
-        covariance = estimate.covariance[0].double().cpu().numpy()
-        T_key_curr = se3.matrix_from_motion(estimate.motion[0].double().cpu().numpy())
+        covariance = estimate.covariance[0].cpu().double().numpy()
+        T_key_curr = se3.matrix_from_motion(estimate.motion[0].cpu().double().numpy())
         T_prev_curr = se3.inverse(key.T_key_prev) @ T_key_curr
         both = covariance if key.covariance is None else covariance + key.covariance
         memory = Memory.unpack(state[-1])
@@ -277,7 +283,7 @@ class VisualOdometry:
             rests = torch.where(memory.known > 0, Memory.unpack(new[-1]).known, memory.known)
             self._state = (*state[:-1], dataclasses.replace(memory, known=rests).pack())
             self._key = key.followed_by(now, T_key_curr, covariance)
-        return T_prev_curr, both, "ok" if told else "lost", metric
+        return T_prev_curr, both.copy(), "ok" if told else "lost", metric
 
     def _measure(
         self, net: GeometricNet, key: Key, state: State, current: Tensor, now: float
@@ -295,10 +301,10 @@ class VisualOdometry:
         state = net.initial_state(1, self._size)
         memory = Memory.unpack(state[-1])
         memory.height[:] = start.camera_height_m
-        memory.mounting[:] = torch.tensor([start.roll_rad, 0.0])
-        memory.mounting_precision[:] = start.precision
+        memory.mounting[:] = torch.tensor([-start.roll_rad, 0.0])  # the road's slope
+        memory.mounting_precision[:] = torch.tensor([start.roll_precision, start.pitch_precision])
         memory.aside[:] = torch.tensor([start.yaw_rad, start.pitch_rad])
-        memory.aside_precision[:] = torch.tensor([start.yaw_precision, start.precision])
+        memory.aside_precision[:] = torch.tensor([start.yaw_precision, start.pitch_precision])
         share = state[-2] if self._hidden is None else self._hidden[None]
         return (*state[:-2], share, memory.pack())
 
@@ -308,8 +314,14 @@ class VisualOdometry:
                 f"{frame.source or f'frame {frame.index}'}: the image is {frame.image.shape[0]}x"
                 f"{frame.image.shape[1]}, but the camera's is {self.camera.height}x{self.camera.width}"
             )
+        if frame.image.dtype != np.uint8:
+            raise OdometryError(
+                f"{frame.source or f'frame {frame.index}'}: the image is {frame.image.dtype}, but frames are "
+                "uint8, 0 to 255"
+            )
         height, width = self._size
         image = fit_image(frame.image, height=height, width=width, channels=self.net.config.image_channels)
+        image = np.array(image)  # a copy: a camera may use its buffer again
         return torch.from_numpy(image).permute(2, 0, 1).to(self._device)
 
     def stream(self, frames: Iterable[Frame]) -> Iterator[TrackedFrame]:
@@ -342,7 +354,10 @@ def read_mask(path: Path, camera: Camera) -> Image:
 def _hidden(mask: Image, camera: Camera, size: tuple[int, int]) -> Tensor:
     """What share of the default network's blocks it hides, `fixed.told`."""
     if mask.shape != (camera.height, camera.width):
-        raise OdometryError(f"the mask is {mask.shape}, but the camera's images are {camera.height}x{camera.width}")
+        raise OdometryError(
+            f"the mask is {mask.shape}, but the camera's images are {camera.height}x{camera.width}; draw it on one "
+            "of them (`read_mask` reads it)"
+        )
     seen = fit_image((255 * (mask > 0)).astype(np.uint8), height=size[0], width=size[1], channels=1)
     return fixed.told(torch.from_numpy(seen[..., 0] < 128))
 
@@ -387,4 +402,6 @@ def estimate_trajectory(
         times.append(tracked.timestamp_s)
         poses.append(tracked.T_world_camera)
         advance(1)
+    if not poses:
+        raise OdometryError(f"{stream.name}: holds no frame")
     return Trajectory(np.array(times), np.stack(poses))

@@ -13,7 +13,7 @@ from typing import IO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from convlstm_vo.geometry.files import replacing
+from convlstm_vo.geometry.files import WriteError, replacing, write_atomically
 from convlstm_vo.geometry.trajectory import Trajectory, kitti_row, tum_row
 from convlstm_vo.odometer import TrackedFrame
 
@@ -23,17 +23,23 @@ TrajectoryFormat = Literal["kitti", "tum"]
 class TrajectoryFile:
     """A trajectory file that is written row by row, and appears under its name when the block ends.
 
-    An interruption (Ctrl-C) keeps the rows so far; an error leaves no file.
+    An interruption (Ctrl-C) keeps the rows so far. An error keeps them too, but under another name, ``partial``:
+    nobody is to take them for the whole.
+
+    Attributes:
+        written: what was written, once the block has ended.
     """
 
     def __init__(self, path: Path, format: TrajectoryFormat) -> None:
         self.path, self.format = path, format
+        self.partial = path.with_name(f"{path.stem}.partial{path.suffix}")
+        self.written: Path | None = None
         self._stack = contextlib.ExitStack()
         self._stream: IO[str] | None = None
 
     def __enter__(self) -> TrajectoryFile:
-        temporary = self._stack.enter_context(replacing(self.path))
-        self._stream = self._stack.enter_context(temporary.open("w", encoding="utf-8"))
+        self._temporary = self._stack.enter_context(replacing(self.path))
+        self._stream = self._stack.enter_context(self._temporary.open("w", encoding="utf-8"))
         return self
 
     def add(self, frame: TrackedFrame) -> None:
@@ -42,14 +48,30 @@ class TrajectoryFile:
         if self.format == "tum":
             row = tum_row(frame.timestamp_s, frame.T_world_camera)
         assert self._stream is not None, "use it in a with block"
-        self._stream.write(row)
+        try:
+            self._stream.write(row)
+        except OSError as error:
+            raise WriteError(f"{self.path}: cannot be written ({error.strerror}); is the disk full?") from None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None and issubclass(kind, KeyboardInterrupt):
-            kind = error = trace = None  # what there is so far is worth keeping; the interruption itself goes on
-        self._stack.__exit__(kind, error, trace)
+        if kind is None or issubclass(kind, KeyboardInterrupt):  # which itself goes on
+            self._stack.__exit__(None, None, None)
+            self.written = self.path
+            self.partial.unlink(missing_ok=True)
+            return
+        with contextlib.suppress(WriteError, OSError):  # of a full disk, say; the error is what is told
+            self._keep_partial()
+        # `replacing` would take an OSError, which may be the input's, for one of the file's.
+        self._stack.__exit__(RuntimeError, RuntimeError(), None)
+
+    def _keep_partial(self) -> None:
+        assert self._stream is not None
+        self._stream.flush()
+        if self._stream.tell():
+            write_atomically(self.partial, self._temporary.read_bytes())
+            self.written = self.partial
 
 
 class PathSketch:

@@ -31,7 +31,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(0o666 & ~umask())
         temporary.replace(path)
     except OSError as error:
         raise WriteError(f"{path}: cannot be written ({error.strerror or error}); is the disk full?") from None
@@ -49,7 +49,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             os.fsync(stream.fileno())
 
 
-def _umask() -> int:
+def umask() -> int:
+    """The process's mask for new files, which temporary ones ignore."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

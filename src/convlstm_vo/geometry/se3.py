@@ -1,7 +1,8 @@
 """Rotations and rigid motions: the one place for conversions between their representations.
 
 Every function takes numpy arrays or torch tensors with any leading batch shape ``...`` and returns the same
-kind; with torch they are differentiable everywhere, including the identity and rotations close to pi.
+kind; with torch they are differentiable everywhere, including the identity and rotations close to pi (but for
+`rotation_angle`, whose gradient at the identity does not exist).
 
 Two different 6-vectors occur in the field, and both live here:
 

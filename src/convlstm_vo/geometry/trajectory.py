@@ -1,4 +1,4 @@
-"""A camera's path: time stamps, poses ``T_world_camera`` and covariances; KITTI and TUM files; alignment."""
+"""A camera's path: time stamps, poses ``T_world_camera``; KITTI and TUM files; alignment."""
 
 from __future__ import annotations
 
@@ -33,8 +33,6 @@ class Trajectory:
     Attributes:
         timestamps_s: (N,) float64 seconds, strictly increasing.
         T_world_camera: (N, 4, 4) float64; each maps points of the camera frame into the world frame, in metres.
-        covariances: (N, 6, 6) or None; that of each frame's motion ``T_prev_curr`` (translation in m, rotation
-            vector in rad); the first is zero.
         frames: (N,) frame numbers in the source, or None when the rows are all of its frames in order.
 
     Raises:
@@ -43,7 +41,6 @@ class Trajectory:
 
     timestamps_s: NDArray[np.float64]
     T_world_camera: NDArray[np.float64]
-    covariances: NDArray[np.float64] | None = None
     frames: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
@@ -52,10 +49,10 @@ class Trajectory:
             raise TrajectoryError(
                 f"{n} time stamps need poses of shape ({n}, 4, 4), not {self.T_world_camera.shape}"
             )
-        if self.covariances is not None and self.covariances.shape != (n, 6, 6):
-            raise TrajectoryError(f"covariances have shape {self.covariances.shape}, not ({n}, 6, 6)")
-        if not np.isfinite(self.T_world_camera).all():
-            raise TrajectoryError("poses contain NaN or infinity")
+        if self.frames is not None and self.frames.shape != (n,):
+            raise TrajectoryError(f"{n} time stamps need {n} frame numbers, not {self.frames.shape}")
+        if not (np.isfinite(self.T_world_camera).all() and np.isfinite(self.timestamps_s).all()):
+            raise TrajectoryError("poses or time stamps contain NaN or infinity")
         if n > 1 and not (np.diff(self.timestamps_s) > 0).all():
             row = int(np.argmin(np.diff(self.timestamps_s) > 0)) + 1
             raise TrajectoryError(f"time stamps must increase, but number {row} does not (counted from 0)")
@@ -92,9 +89,8 @@ class Trajectory:
 
     def __getitem__(self, rows: slice | NDArray[np.int64]) -> Trajectory:
         """The trajectory of the given rows."""
-        covariances = None if self.covariances is None else self.covariances[rows]
         frames = None if self.frames is None else self.frames[rows]
-        return Trajectory(self.timestamps_s[rows], self.T_world_camera[rows], covariances, frames)
+        return Trajectory(self.timestamps_s[rows], self.T_world_camera[rows], frames)
 
     def with_extrinsics(self, T_camera_other: NDArray[np.float64]) -> Trajectory:
         """The path of another camera fixed to this one, whose pose in it is ``T_camera_other``.
@@ -188,6 +184,9 @@ def read_kitti(path: Path | str, timestamps_s: NDArray[np.float64] | None = None
     path = Path(path)
     rows = _read_rows(path, lambda n: n in (12, 13), "12 numbers (or 13 with a frame number in front)")
     frames = rows[:, 0].astype(np.int64) if rows.shape[1] == 13 else None
+    if frames is not None and (bad := (frames != rows[:, 0]) | (frames < 0)).any():
+        row = int(np.argmax(bad))
+        raise TrajectoryError(f"{path}, pose {row + 1}: {rows[row, 0]:g} is no frame number; they count from 0")
     poses = np.tile(np.eye(4), (len(rows), 1, 1))
     poses[:, :3] = rows[:, -12:].reshape(-1, 3, 4)
     _check_rotations(path, poses)
@@ -242,7 +241,7 @@ def _regular_times(count: int) -> NDArray[np.float64]:
 def _checked(path: Path, times: NDArray, poses: NDArray, frames: NDArray | None) -> Trajectory:
     """A trajectory whose errors name the file."""
     try:
-        return Trajectory(times, poses, None, frames)
+        return Trajectory(times, poses, frames)
     except TrajectoryError as error:
         raise TrajectoryError(f"{path}: {error}") from None
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from convlstm_vo import config as plain
 from convlstm_vo.errors import ConvlstmVoError
+from convlstm_vo.geometry.files import umask
 from convlstm_vo.models.config import ModelConfig, ModelError
 from convlstm_vo.models.geometric import GeometricNet
 from convlstm_vo.models.network import OdometryNet
@@ -199,7 +200,7 @@ def _replacing_folder(folder: Path) -> Iterator[Path]:
     previous = _previous(folder)
     try:
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
+        temporary.chmod(0o777 & ~umask())
         shutil.rmtree(previous, ignore_errors=True)
         if folder.is_dir():
             folder.rename(previous)
@@ -214,15 +215,8 @@ def _replacing_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _umask() -> int:
-    """The process's mask for new files; mkdtemp ignores it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def _flush_to_disk(folder: Path) -> None:
     """Some file systems report a full disk only here."""
     for path in folder.iterdir():
-        with path.open("rb") as stream:
+        with path.open("r+b") as stream:  # Windows flushes only what may be written
             os.fsync(stream.fileno())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -42,7 +43,7 @@ class ModelConfig:
 
     # Encoder: frames to one feature map for each pair.
     encoder: str = "correlation"
-    """A name in `convlstm_vo.models.encoders.ENCODERS`: flownets, correlation."""
+    """A name in `convlstm_vo.models.encoders.ENCODERS`: flownets, correlation; or flow, of the default network."""
     encoder_channels: tuple[int, ...] = (16, 32, 48, 64, 96)
     """Channels of its stages; their number belongs to the encoder."""
     activation: str = "leaky_relu"
@@ -76,7 +77,7 @@ class ModelConfig:
 
     # Head: the cell's output to a motion.
     head: str = "attention"
-    """A name in `convlstm_vo.models.heads.HEADS`: linear, attention."""
+    """A name in `convlstm_vo.models.heads.HEADS`: linear, attention; or solver, of the default network."""
     rotation: Literal["rotvec", "matrix"] = "rotvec"
     """What the head's numbers for the rotation are: a rotation vector, or a 3x3 matrix that is orthogonalised;
     use matrix for large rotations. The network's motions have a rotation vector either way. ONNX knows no SVD."""
@@ -98,13 +99,18 @@ class ModelConfig:
             raise ModelError(f"camera_height is {self.camera_height}, but must be positive metres above the road")
         if self.image_channels not in (1, 3):
             raise ModelError(f"image_channels is {self.image_channels}, but must be 1 (gray) or 3 (RGB)")
-        if self.cell_kernel % 2 == 0:
-            raise ModelError(f"cell_kernel is {self.cell_kernel}, but must be odd, to keep the size of a state")
-        if self.pixel_std <= 0:
+        if self.cell_kernel < 1 or self.cell_kernel % 2 == 0:
+            raise ModelError(
+                f"cell_kernel is {self.cell_kernel}, but must be odd and positive, to keep the size of a state"
+            )
+        if not 0 < self.pixel_std < math.inf:
             raise ModelError(f"pixel_std is {self.pixel_std}, but must be positive")
-        for key in ("image_height", "image_width", "hidden_channels", "cell_layers", "correlation_radius"):
+        sizes = ("image_height", "image_width", "hidden_channels", "cell_layers", "head_channels")
+        for key in (*sizes, "correlation_radius"):
             if getattr(self, key) < 1:
                 raise ModelError(f"{key} is {getattr(self, key)}, but must be at least 1")
+        if min(self.encoder_channels, default=1) < 1:
+            raise ModelError(f"encoder_channels is {self.encoder_channels}, but each must be at least 1")
         if self.rotation == "matrix" and 0.0 in self.motion_scale[3:]:
             raise ModelError(f"motion_scale is {self.motion_scale}, but rotation=matrix needs angles other than 0")
 

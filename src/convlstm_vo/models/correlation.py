@@ -44,7 +44,8 @@ def correlate(prev: Tensor, curr: Tensor, radius: int) -> Tensor:
 
 def cosines(prev: Tensor, curr: Tensor, radius: int) -> Tensor:
     """`correlate` of features of length 1: the cosines of the angles between them; of no features, 0."""
-    return correlate(_unit(prev.float()), _unit(curr.float()), radius)
+    with torch.autocast(prev.device.type, enabled=False):  # which would multiply them in bfloat16 all the same
+        return correlate(_unit(prev.float()), _unit(curr.float()), radius)
 
 
 def matched(

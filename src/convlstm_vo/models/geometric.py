@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from convlstm_vo.geometry import se3
 from convlstm_vo.models import cell_kernels, fixed, kernels
 from convlstm_vo.models.cells import CELLS, State
-from convlstm_vo.models.config import ModelConfig, choose
+from convlstm_vo.models.config import ModelConfig, ModelError, choose
 from convlstm_vo.models.flow import FlowField, FlowNet
 from convlstm_vo.models.mounting import (
     LARGEST_ASIDE,
@@ -34,6 +35,7 @@ from convlstm_vo.models.mounting import (
     looking_ahead,
     turned_points,
 )
+from convlstm_vo.models.network import seeded
 from convlstm_vo.models.scene import (
     FAR,
     STRIDE,
@@ -47,7 +49,8 @@ from convlstm_vo.models.scene import (
     road_slopes,
     seen_after,
 )
-from convlstm_vo.models.solver import STILL, Priors, Residuals, Solution, residuals, road_misfit, solve
+from convlstm_vo.models.solver import Priors, Residuals, Solution, residuals, road_misfit, solve
+from convlstm_vo.models.solver_kernels import STILL
 
 _FEATURES = 10  # of a cell, for the ConvLSTM
 _SURE_ROAD = 0.8  # half width, in camera heights, of what is taken for road before it is looked at: no pavement
@@ -96,7 +99,7 @@ class Cells:
 
     Attributes:
         rays: (batch, 3, rows, columns) in the previous frame. seen: (batch, 2, rows, columns) in the current one.
-        sigma: (batch, rows, columns) standard deviation of ``seen``; infinite where it lies outside the image.
+        sigma: (batch, rows, columns) standard deviation of ``seen``; 10, which tells nothing, outside the image.
         texture: (batch, rows, columns), contrast of the image there.
     """
 
@@ -165,15 +168,21 @@ class GeometricNet(nn.Module):
     Args:
         config: ``encoder="flow"``; ``camera_height`` gives the scale.
         seed: of the initial weights.
+
+    Raises:
+        ModelError: options that this network does not have.
     """
 
     def __init__(self, config: ModelConfig, *, seed: int | None = None) -> None:
         super().__init__()
         self.config = config
         self.mixed = False  # set it where the processor multiplies bfloat16 faster
-        with torch.random.fork_rng(devices=[], enabled=seed is not None):
-            if seed is not None:
-                torch.manual_seed(seed)
+        if config.cell == "lstm" or config.peepholes or config.image_channels != 1:
+            raise ModelError(
+                f"cell={config.cell}, peepholes={config.peepholes}, image_channels={config.image_channels}: the "
+                "default network sees gray frames of any size, by a convlstm or convgru without peepholes"
+            )
+        with seeded(seed):
             self.flow = FlowNet()
             self.weigher = Weigher(config, config.image_height // 8, config.image_width // 8)
         # Standard deviations, learned as logarithms. Slopes are radians, lengths camera heights.
@@ -206,7 +215,15 @@ class GeometricNet(nn.Module):
             pair: previous and current frame, grey 0..255, (batch, 2, 1, height, width), sides divisible by 8.
             intrinsics: fx, fy, cx, cy in pixels, (batch, 4).
             state: what the last call returned; None to start afresh.
+
+        Raises:
+            ModelError: a pair of another shape.
         """
+        if pair.dim() != 5 or pair.shape[1:3] != (2, 1) or pair.shape[3] % 8 or pair.shape[4] % 8:
+            raise ModelError(
+                f"a pair of shape {tuple(pair.shape)}, but it must be (batch, 2, 1, height, width), two gray "
+                "frames with sides divisible by 8"
+            )
         memory, share, hidden = self._recall(state, pair)
         known_fixed = fixed.hidden(share)
         view = View(pair[:, 0].float(), pair[:, 1].float(), intrinsics.float(), known_fixed)
@@ -228,10 +245,10 @@ class GeometricNet(nn.Module):
         lost = estimate.evidence < LEAST_EVIDENCE
         if bool(lost.any()):
             estimate, state = self._dead_reckoning(lost, estimate, state, memory)
+        after = Memory.unpack(state[-1])  # in its axes is the solution: a search may have found a pitch
         if fixed.worth_learning(share, stays, blocks):
-            road = road_flow(blocks, view.intrinsics, memory, estimate.solution)
+            road = road_flow(blocks, view.intrinsics, after, estimate.solution)
             share = fixed.learned(share, stays, moves, road)
-        after = Memory.unpack(state[-1])
         return in_camera_axes(estimate, after), (*state[:-1], share, facing_ahead(after, lost).pack())
 
     def _weak(self, cells: Cells, estimate: Estimate, memory: Memory) -> tuple[Tensor, Tensor]:
@@ -701,15 +718,14 @@ def _select(which: Tensor, a: tuple[Estimate, State], b: tuple[Estimate, State])
         return torch.where(which.reshape(-1, *[1] * (x.dim() - 1)), x, y)
 
     (ea, sa), (eb, sb) = a, b
-    names = ("motion", "covariance", "evidence", "road_sd", "trust")
-    solution = Solution(
-        *(
-            pick(getattr(ea.solution, n), getattr(eb.solution, n))
-            for n in ("motion", "slopes", "shape", "information")
-        )
-    )
-    fields = {name: pick(getattr(ea, name), getattr(eb, name)) for name in names}
-    return Estimate(solution=solution, **fields), tuple(pick(x, y) for x, y in zip(sa, sb, strict=True))
+
+    def picked(x: Any, y: Any) -> dict[str, Tensor]:
+        parts = ((field.name, getattr(x, field.name), getattr(y, field.name)) for field in dataclasses.fields(x))
+        return {name: pick(a, b) for name, a, b in parts if isinstance(a, Tensor)}
+
+    solution = dataclasses.replace(ea.solution, **picked(ea.solution, eb.solution))
+    estimate = dataclasses.replace(ea, solution=solution, **picked(ea, eb))
+    return estimate, tuple(pick(x, y) for x, y in zip(sa, sb, strict=True))
 
 
 def _agreeing(fit: Tensor, sure: Tensor) -> Tensor:

@@ -43,7 +43,11 @@ def usable(*tensors: Tensor, differentiable: bool = False, half: bool = False) -
 
 def compiled() -> bool:
     """Whether this machine has compiled the kernels before; if not, the first frame takes up to a minute."""
-    return any(Path(_step.stats.cache_path).glob("kernels._step-*.nbi"))
+    stats = getattr(_step, "stats", None)  # None where a user has switched compiling off
+    if stats is None:
+        return True
+    changed = Path(__file__).stat().st_mtime  # what an older version has left is compiled anew
+    return any(index.stat().st_mtime >= changed for index in Path(stats.cache_path).glob("kernels._step-*.nbi"))
 
 
 # --- images -------------------------------------------------------------------------------------------------------
@@ -438,6 +442,8 @@ def _exponential(values, power):  # type: ignore[no-untyped-def]
 def together(parts: Sequence[Tensor]) -> Tensor:
     """`correlation.together` of parts (batch, channels, rows, columns)."""
     batch, _, rows, columns = parts[0].shape
+    if any((len(part), *part.shape[2:]) != (batch, rows, columns) for part in parts):
+        raise ValueError(f"parts of shapes {[tuple(part.shape) for part in parts]} do not lie side by side")
     out = np.empty((batch, rows, columns, sum(part.shape[1] for part in parts)), np.float32)
     for i in range(batch):
         _place([part[i] for part in parts], 0, out[i])

@@ -34,7 +34,7 @@ class OdometryNet(nn.Module):
     def __init__(self, config: ModelConfig, *, seed: int | None = None) -> None:
         super().__init__()
         self.config = config
-        with _seeded(seed):
+        with seeded(seed):
             self.encoder = choose(ENCODERS, config.encoder, "encoder").from_config(config)
             features = self.encoder.output_shape(config.image_height, config.image_width)
             self.cell = choose(CELLS, config.cell, "cell").from_config(config, features)
@@ -147,7 +147,7 @@ def detach_state(state: State) -> State:
 
 
 @contextlib.contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
+def seeded(seed: int | None) -> Iterator[None]:
     """Weights from a seed, leaving torch's global generator as it was."""
     if seed is None:
         yield

@@ -30,11 +30,7 @@ from torch import Tensor
 from convlstm_vo.geometry import se3
 from convlstm_vo.models import kernels, solver_kernels
 from convlstm_vo.models.scene import road_normal
-
-PRIOR_TOLERANCE = 3.0  # standard deviations at which the prior of the motion counts half
-STILL = 2e-3  # displacement for a unit of inverse depth under which an epipolar line has no direction
-_WIDEST = 2.0  # camera heights beside the lane up to which the road's sides go on to rise or fall
-_LEAST_DEPTH = 0.05  # of points in the current camera, in units of their depth in the previous one
+from convlstm_vo.models.solver_kernels import LEAST_DEPTH, PRIOR_TOLERANCE, STILL, WIDEST
 
 
 @dataclasses.dataclass
@@ -148,7 +144,7 @@ def residuals(rays: Tensor, seen: Tensor, motion: Tensor, slopes: Tensor) -> Res
 
 def _seen(s: tuple[Tensor, Tensor, Tensor], m: tuple[Tensor, Tensor, Tensor], rho: Tensor) -> tuple[Tensor, ...]:
     """Place x, y; one over depth; and the derivative of the place by inverse depth: five of (batch, cells)."""
-    iz = (s[2] - rho * m[2]).clamp_min(_LEAST_DEPTH).reciprocal()
+    iz = (s[2] - rho * m[2]).clamp_min(LEAST_DEPTH).reciprocal()
     x, y = (s[0] - rho * m[0]) * iz, (s[1] - rho * m[1]) * iz
     return x, y, iz, (x * m[2] - m[0]) * iz, (y * m[2] - m[1]) * iz
 
@@ -277,8 +273,7 @@ def shape_derivatives(rays: Tensor, r: Residuals, along: Tensor) -> Tensor:
     weights = along.detach() * moved.square()
     mean = ((weights * r.road).sum(1, True) / weights.sum(1, True).clamp_min(1e-12)).clamp_min(0.05)
     beside = [
-        r.parallax * torch.minimum((side * rays[:, 0] - road).clamp_min(0.0), _WIDEST * road)
-        for side in (-1.0, 1.0)
+        r.parallax * torch.minimum((side * rays[:, 0] - road).clamp_min(0.0), WIDEST * road) for side in (-1.0, 1.0)
     ]
     return torch.stack([moved * (r.road / mean - 1).clamp(-1.0, 2.0), *beside], 1)
 

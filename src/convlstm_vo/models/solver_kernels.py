@@ -13,7 +13,10 @@ from convlstm_vo.models.kernels import by_strips, njit
 
 # Sums over cells may be taken in any order, which is twice as fast; nothing there becomes an address.
 _sums: Any = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz", "reassoc"})
-_STILL, _LEAST_DEPTH, _PRIOR_TOLERANCE, _WIDEST = 2e-3, 0.05, 3.0, 2.0  # as in solver.py
+PRIOR_TOLERANCE = 3.0  # standard deviations at which the prior of the motion counts half
+STILL = 2e-3  # displacement for a unit of inverse depth under which an epipolar line has no direction
+WIDEST = 2.0  # camera heights beside the lane up to which the road's sides go on to rise or fall
+LEAST_DEPTH = 0.05  # of points in the current camera, in units of their depth in the previous one
 _inline: Any = numba.njit(inline="always", error_model="numpy")
 # Rows of what is known of each cell: the fields of `solver.Residuals`, derivatives by 8 unknowns each; and, for
 # Gauss-Newton, those of the misfit along by the road's shape, this misfit with it, and three robust weights.
@@ -144,7 +147,7 @@ def _residuals_all(first, last, rays, seen, at, out):  # type: ignore[no-untyped
 @_inline
 def _seen_at(sx, sy, sz, m, rho):  # type: ignore[no-untyped-def]
     """`solver._seen`."""
-    iz = 1 / max(sz - rho * m[2], _LEAST_DEPTH)
+    iz = 1 / max(sz - rho * m[2], LEAST_DEPTH)
     x, y = (sx - rho * m[0]) * iz, (sy - rho * m[1]) * iz
     return x, y, iz, (x * m[2] - m[0]) * iz, (y * m[2] - m[1]) * iz
 
@@ -176,7 +179,7 @@ def _residuals(rays, seen, at, out):  # type: ignore[no-untyped-def]
         on_road = max(road, 0.005)
         gx, gy = u * m[2] - m[0], v * m[2] - m[1]
         fx, fy = u * sz - sx, v * sz - sy
-        best = (gx * fx + gy * fy + _STILL**2 * on_road) / (gx * gx + gy * gy + _STILL**2)
+        best = (gx * fx + gy * fy + STILL**2 * on_road) / (gx * gx + gy * gy + STILL**2)
         best = min(max(best, 0.0), 2.0)
         x, y, iz, ax, ay = _seen_at(sx, sy, sz, m, best)
         length = np.sqrt(ax * ax + ay * ay + 1e-12)
@@ -211,7 +214,7 @@ def _weigh(rays, across, along, shape, still, tolerance, cells):  # type: ignore
         total += weight
         weighted += weight * cells[_ROAD, i]
     mean = np.float32(max(weighted / max(total, 1e-12), 0.05))
-    zero, one, widest, tolerance = np.float32(0), np.float32(1), np.float32(_WIDEST), np.float32(1 / tolerance**2)
+    zero, one, widest, tolerance = np.float32(0), np.float32(1), np.float32(WIDEST), np.float32(1 / tolerance**2)
     square = np.float32(still * still)
     bend, left, right = np.float32(shape[0]), np.float32(shape[1]), np.float32(shape[2])
     for i in range(np.uintp(cells.shape[1])):
@@ -268,7 +271,7 @@ def _gauss_newton(  # type: ignore[no-untyped-def]
         # Priors: the motion, the road, and that the camera stays at its height above it.
         for p in range(6):
             off = at[p] - prior_motion[p]
-            information = motion_information[p] / (1 + off * off * motion_information[p] / _PRIOR_TOLERANCE**2)
+            information = motion_information[p] / (1 + off * off * motion_information[p] / PRIOR_TOLERANCE**2)
             H[p, p] += information
             b[p] += information * off
         for p in range(_N - 6):

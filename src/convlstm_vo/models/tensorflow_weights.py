@@ -39,7 +39,17 @@ def load_tensorflow_weights(cell: ConvLSTMCell | ConvGRUCell, weights: Mapping[s
     """
     ours = _lstm_tensors if isinstance(cell, ConvLSTMCell) else _gru_tensors
     own = cell.state_dict()
-    tensors = ours({_own_name(name): torch.from_numpy(np.array(value)) for name, value in weights.items()})
+    theirs: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        if _own_name(name) in theirs:
+            raise ModelError(f"TensorFlow weights for '{_own_name(name)}' are there twice; give those of one cell")
+        theirs[_own_name(name)] = torch.from_numpy(np.array(value))
+    tensors = ours(theirs)  # takes out what it knows
+    if theirs:
+        raise ModelError(
+            f"TensorFlow weights {', '.join(theirs)} are not of such a cell; leave them out, or build it with the "
+            "options (peepholes, layer norm) that the weights were made with"
+        )
     for name in [*own, *tensors]:
         found, wanted = _shape(tensors.get(name)), _shape(own.get(name))
         if found != wanted:
@@ -62,7 +72,7 @@ def _own_name(name: str) -> str:
 def _lstm_tensors(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     tensors = _conv_tensors(weights, "", "conv", _LSTM_NORMS)
     if all(name in weights for name in _PEEPHOLES):
-        tensors["peepholes"] = torch.stack([weights[name].permute(2, 0, 1) for name in _PEEPHOLES])
+        tensors["peepholes"] = torch.stack([weights.pop(name).permute(2, 0, 1) for name in _PEEPHOLES])
     return tensors
 
 
@@ -75,14 +85,14 @@ def _conv_tensors(weights: dict[str, Tensor], scope: str, conv: str, norms: tupl
     """A convolution and the layer norms of its outputs, which TensorFlow numbers: LayerNorm, LayerNorm_1, ..."""
     tensors = {}
     if f"{scope}kernel" in weights:
-        tensors[f"{conv}.weight"] = weights[f"{scope}kernel"].permute(3, 2, 0, 1)
+        tensors[f"{conv}.weight"] = weights.pop(f"{scope}kernel").permute(3, 2, 0, 1)
     if f"{scope}bias" in weights:
-        tensors[f"{conv}.bias"] = weights[f"{scope}bias"]
+        tensors[f"{conv}.bias"] = weights.pop(f"{scope}bias")
     for number, norm in enumerate(norms):
         layer = f"{scope}LayerNorm_{number}" if number else f"{scope}LayerNorm"
         for theirs, ours in (("gamma", "weight"), ("beta", "bias")):
             if f"{layer}/{theirs}" in weights:
-                tensors[f"{norm}.{ours}"] = weights[f"{layer}/{theirs}"]
+                tensors[f"{norm}.{ours}"] = weights.pop(f"{layer}/{theirs}")
     return tensors
 
 

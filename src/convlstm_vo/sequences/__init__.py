@@ -9,16 +9,17 @@ from pathlib import Path
 from convlstm_vo.sequences.bag import BagStream, is_bag
 from convlstm_vo.sequences.base import SequenceError, Stream
 from convlstm_vo.sequences.kitti import KittiSequence, sequence_names
-from convlstm_vo.sequences.video import CameraFor, ImageFolder, VideoStream
+from convlstm_vo.sequences.video import CameraFor, ImageFolder, VideoStream, check_size
 
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-    """What was asked for beside the source: intrinsics, which of KITTI's cameras, a bag's topic."""
+    """What was asked for beside the source: intrinsics, one of KITTI's cameras, a bag's topic, a folder's rate."""
 
     camera_for: CameraFor | None = None
     camera: int = 0
     topic: str | None = None
+    fps: float | None = None
 
     def intrinsics(self, source: str) -> CameraFor:
         """For sources that carry none."""
@@ -32,7 +33,11 @@ class Wanted:
 def _open_kitti(source: str, wanted: Wanted) -> Stream | None:
     path = Path(source)
     if (path / "calib.txt").is_file() and path.parent.name == "sequences":
-        return KittiSequence(path.parent.parent, path.name, camera=wanted.camera)
+        sequence = KittiSequence(path.parent.parent, path.name, camera=wanted.camera)
+        if wanted.camera_for is not None:
+            height, width = sequence.camera.height, sequence.camera.width
+            sequence.camera = check_size(wanted.camera_for(height, width), height, width, source)
+        return sequence
     if (path / "sequences").is_dir():
         names = ", ".join(sequence_names(path))
         raise SequenceError(f"{source}: a KITTI tree; name one of its sequences: {path}/sequences/NAME ({names})")
@@ -44,7 +49,9 @@ def _open_bag(source: str, wanted: Wanted) -> Stream | None:
 
 
 def _open_folder(source: str, wanted: Wanted) -> Stream | None:
-    return ImageFolder(source, wanted.intrinsics(source)) if Path(source).is_dir() else None
+    if not Path(source).is_dir():
+        return None
+    return ImageFolder(source, wanted.intrinsics(source), fps=wanted.fps)
 
 
 def _open_camera(source: str, wanted: Wanted) -> Stream | None:
@@ -68,22 +75,36 @@ OPENERS: tuple[Callable[[str, Wanted], Stream | None], ...] = (
 
 
 def open_stream(
-    source: str, camera_for: CameraFor | None = None, *, camera: int = 0, topic: str | None = None
+    source: str,
+    camera_for: CameraFor | None = None,
+    *,
+    camera: int = 0,
+    topic: str | None = None,
+    fps: float | None = None,
 ) -> Stream:
     """Open whatever ``source`` is: a KITTI sequence, a ROS bag, a folder of images, a camera number, a video.
 
     Args:
         source: path, URL or camera number.
-        camera_for: gives the camera for an image of (height, width); a KITTI sequence brings its own; a bag may.
+        camera_for: gives the camera for an image of (height, width); a KITTI sequence brings its own, which this
+            replaces; a bag may.
         camera: which of KITTI's cameras.
         topic: of a bag's images; may be left out where there is only one.
+        fps: frames a second of a folder of images that has no times.txt; by default 10.
 
     Raises:
-        SequenceError: nothing can open it, or intrinsics are missing.
+        SequenceError: nothing can open it, intrinsics are missing, or an option is for another kind of source.
     """
-    wanted = Wanted(camera_for, camera, topic)
+    wanted = Wanted(camera_for, camera, topic, fps)
     for opener in OPENERS:
         stream = opener(source, wanted)
-        if stream is not None:
-            return stream
+        if stream is None:
+            continue
+        if topic is not None and not isinstance(stream, BagStream):
+            raise SequenceError(f"--topic {topic}: is for ROS bags, and {source} is none; leave it out")
+        if fps is not None and not isinstance(stream, ImageFolder):
+            raise SequenceError(
+                f"--fps {fps:g}: is for folders of images; {source} has times of its own; leave it out"
+            )
+        return stream
     raise SequenceError(f"{source}: neither a KITTI sequence, nor a bag, a folder of images, a camera or a video")

@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 
 from convlstm_vo.geometry.camera import Camera
-from convlstm_vo.sequences.base import Frame, Image, SequenceError
-from convlstm_vo.sequences.lens import LENS_MODELS, Lens, bends
+from convlstm_vo.sequences.base import Frame, Image, SequenceError, decode_image
+from convlstm_vo.sequences.lens import Lens, lens_of
 from convlstm_vo.sequences.video import CameraFor, check_size
 
 if TYPE_CHECKING:
@@ -113,8 +113,8 @@ class BagStream:
     def _from_info(self, reader: AnyReader, height: int, width: int) -> Camera:
         """Intrinsics from the camera_info beside the images."""
         beside = self.topic.removesuffix("/compressed").rpartition("/")[0] + "/camera_info"
-        found = [c for c in reader.connections if c.msgtype == _INFO and c.topic == beside]
-        everything = sorted({c.topic for c in reader.connections if c.msgtype == _INFO})
+        found = [c for c in reader.connections if c.msgtype == _INFO and c.topic == beside and c.msgcount]
+        everything = sorted({c.topic for c in reader.connections if c.msgtype == _INFO and c.msgcount})
         if not found:
             there = f" (it has {', '.join(everything)})" if everything else ""
             raise SequenceError(
@@ -130,19 +130,13 @@ class BagStream:
                 f"{self.path}: {beside} is of a {info.height}x{info.width} image with fx {K[0]:g}, but the images "
                 f"are {height}x{width}; give --calib FILE, --intrinsics FX FY CX CY, or --fov DEGREES"
             )
-        if "rect" in self.topic and P[0] > 0:  # image_proc's image_rect has been undistorted
+        name = self.topic.removesuffix("/compressed").rpartition("/")[2]
+        if name.startswith("image_rect") and P[0] > 0:  # image_proc has undistorted these
             return Camera(float(P[0]), float(P[5]), float(P[2]), float(P[6]), height=height, width=width)
         raw_camera = Camera(float(K[0]), float(K[4]), float(K[2]), float(K[5]), height=height, width=width)
         coefficients = tuple(float(value) for value in D)
-        if not bends(coefficients):
-            return raw_camera
-        if info.distortion_model not in LENS_MODELS:
-            raise SequenceError(
-                f"{self.path}: {beside} has the distortion model '{info.distortion_model}', known are "
-                f"{', '.join(name for name in LENS_MODELS if name)}; rectify the images (image_proc) first"
-            )
-        self.lens = Lens(raw_camera, coefficients, LENS_MODELS[info.distortion_model])
-        return self.lens.rectified
+        self.lens = lens_of(raw_camera, coefficients, info.distortion_model, f"{self.path}, {beside}")
+        return raw_camera if self.lens is None else self.lens.rectified
 
 
 @contextlib.contextmanager
@@ -182,10 +176,10 @@ def _choose(reader: AnyReader, path: Path, topic: str | None) -> Connection:
 def _decode(message: Any, source: str) -> Image:
     """A sensor_msgs Image or CompressedImage as uint8 gray (height, width) or RGB (height, width, 3)."""
     if not hasattr(message, "encoding"):
-        image = cv2.imdecode(np.frombuffer(message.data, np.uint8), cv2.IMREAD_ANYCOLOR)
+        image = decode_image(message.data)
         if image is None:
             raise SequenceError(f"{source}: a damaged {message.format} image; cut the bag before it")
-        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if image.ndim == 3 else image  # type: ignore[return-value]
+        return image
     kind, height, width = message.encoding.lower(), message.height, message.width
     wide = kind in ("mono16", "16uc1")
     if not (wide or kind in _CHANNELS or kind in _BAYER or kind in ("mono8", "8uc1")):

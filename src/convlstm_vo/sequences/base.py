@@ -74,16 +74,32 @@ def read_image(path: Path, *, size: tuple[int, int] | None = None, rule: str = "
     """
     if path.suffix.lower() == ".png":
         _check_png_is_whole(path)
-    image = cv2.imread(str(path), cv2.IMREAD_ANYCOLOR)
+    try:
+        image = decode_image(path.read_bytes())  # OpenCV opens no file with such names as Windows allows
+    except OSError as error:
+        what = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise SequenceError(f"{path}: {what}; replace it or cut the sequence before it") from None
     if image is None:
-        what = "cannot be decoded as an image (truncated or damaged)" if path.exists() else "no such file"
-        raise SequenceError(f"{path}: {what}; replace it or cut the sequence before it")
+        raise SequenceError(
+            f"{path}: cannot be decoded as an image (truncated or damaged); "
+            "replace it or cut the sequence before it"
+        )
     if size is not None and image.shape[:2] != size:
         raise SequenceError(
             f"{path}: the image is {image.shape[0]}x{image.shape[1]}, but {rule or 'the sequence'} "
             f"has {size[0]}x{size[1]} (height x width); all frames of a sequence must have one size"
         )
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if image.ndim == 3 else image  # type: ignore[return-value]
+    return image
+
+
+def decode_image(content: bytes | NDArray[np.uint8]) -> Image | None:
+    """An image file's content as uint8, (height, width) gray or (height, width, 3) RGB; None if it is damaged."""
+    data = np.frombuffer(content, np.uint8)
+    try:
+        image = cv2.imdecode(data, cv2.IMREAD_ANYCOLOR) if len(data) else None
+    except cv2.error:
+        return None
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if image is not None and image.ndim == 3 else image  # type: ignore[return-value]
 
 
 def _check_png_is_whole(path: Path) -> None:

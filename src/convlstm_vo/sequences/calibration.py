@@ -10,7 +10,7 @@ import yaml
 from convlstm_vo.geometry.camera import Camera
 from convlstm_vo.sequences.base import SequenceError
 from convlstm_vo.sequences.kitti import camera_from_projection, projection_matrix
-from convlstm_vo.sequences.lens import LENS_MODELS, Lens, bends
+from convlstm_vo.sequences.lens import Lens, lens_of
 
 
 def camera_from(
@@ -49,10 +49,10 @@ def camera_from(
 
 
 def _camera_from_ros(path: Path) -> Camera:
-    camera, coefficients, _ = _read_ros(path)
-    if bends(coefficients):
+    camera, coefficients, model = _read_ros(path)
+    if lens_of(camera, coefficients, model, str(path)) is not None:
         raise SequenceError(
-            f"{path}: distortion_coefficients {list(coefficients)} are not zero; undistort the frames first "
+            f"{path}: a lens that bends ({model}, {list(coefficients)}); undistort the frames first "
             "(`lens_from_ros` and `Undistorted` do, and so does `convlstm-vo run`), or give the rectified camera"
         )
     return camera
@@ -64,14 +64,7 @@ def lens_from_ros(path: Path) -> Lens | None:
     Raises:
         SequenceError: not such a file, or a distortion model that is not known.
     """
-    camera, coefficients, model = _read_ros(path)
-    if not bends(coefficients):
-        return None
-    if model not in LENS_MODELS:
-        raise SequenceError(
-            f"{path}: distortion_model '{model}' is not known; it may be {', '.join(n for n in LENS_MODELS if n)}"
-        )
-    return Lens(camera, coefficients, LENS_MODELS[model])
+    return lens_of(*_read_ros(path), str(path))
 
 
 def _read_ros(path: Path) -> tuple[Camera, tuple[float, ...], str]:
@@ -79,10 +72,10 @@ def _read_ros(path: Path) -> tuple[Camera, tuple[float, ...], str]:
     try:
         info: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
         fx, _, cx, _, fy, cy, *_ = (float(value) for value in info["camera_matrix"]["data"])
-        coefficients = tuple(float(x) for x in info.get("distortion_coefficients", {}).get("data", []))
+        coefficients = tuple(float(x) for x in (info.get("distortion_coefficients") or {}).get("data") or [])
         height, width = int(info["image_height"]), int(info["image_width"])
-        model = str(info.get("distortion_model", ""))
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        model = str(info.get("distortion_model") or "")
+    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise SequenceError(
             f"{path}: not a camera_info file ({error!r}); it needs image_width, image_height and camera_matrix.data"
         ) from None

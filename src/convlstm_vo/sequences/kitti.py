@@ -13,7 +13,7 @@ from convlstm_vo.geometry.camera import Camera
 from convlstm_vo.geometry.trajectory import Trajectory, read_kitti, read_times
 from convlstm_vo.sequences.base import Frame, SequenceError, read_image
 
-GRAY_CAMERAS = (0, 1)
+_IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 
 def read_calibration(path: Path) -> dict[str, NDArray[np.float64]]:
@@ -135,7 +135,11 @@ def list_images(folder: Path) -> list[Path]:
     """The image files of a folder in the order of their names (numbers within names count as numbers)."""
     if not folder.is_dir():
         raise SequenceError(f"{folder}: no such folder; it should hold the images")
-    images = [path for path in folder.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".bmp", ".tif")]
+    images = [
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in _IMAGES and not path.name.startswith(".")  # macOS puts ._000000.png beside
+    ]
     if not images:
         raise SequenceError(f"{folder}: no images (PNG, JPEG, BMP or TIFF) in this folder")
     return sorted(images, key=_natural_key)

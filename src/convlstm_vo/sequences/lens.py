@@ -133,8 +133,30 @@ class Lens:
 
 
 def bends(coefficients: tuple[float, ...]) -> bool:
-    """Whether a lens with these coefficients does anything."""
+    """Whether a ``plumb_bob`` lens with these coefficients does anything."""
     return any(abs(value) > _STRAIGHT for value in coefficients)
+
+
+def lens_of(camera: Camera, coefficients: tuple[float, ...], model: str, source: str) -> Lens | None:
+    """The lens that a ROS ``camera_info`` tells of; None where it is a pinhole.
+
+    Args:
+        camera: K of the image as it comes. model: ``distortion_model``. source: for messages.
+
+    Raises:
+        SequenceError: a distortion model that is not known, or coefficients that it does not have.
+    """
+    known = LENS_MODELS.get(model)
+    # A fisheye is no pinhole even if all of its coefficients are 0.
+    if not coefficients or (known != "equidistant" and not bends(coefficients)):
+        return None
+    if known is None:
+        names = ", ".join(name for name in LENS_MODELS if name)
+        raise SequenceError(
+            f"{source}: distortion_model '{model}' is not known; it may be {names}; rectify the images "
+            "(image_proc) first, and give the rectified camera"
+        )
+    return Lens(camera, coefficients, known)
 
 
 class Undistorted:
@@ -148,8 +170,6 @@ class Undistorted:
         SequenceError: a lens of another image size.
     """
 
-    trajectory = None
-
     def __init__(self, stream: Stream, lens: Lens) -> None:
         have, want = (stream.camera.height, stream.camera.width), (lens.camera.height, lens.camera.width)
         if have != want:
@@ -157,6 +177,7 @@ class Undistorted:
                 f"{stream.name}: its images are {have[0]}x{have[1]}, the lens's {want[0]}x{want[1]}"
             )
         self._stream, self.lens = stream, lens
+        self.trajectory = getattr(stream, "trajectory", None)
         self.name, self.camera = stream.name, lens.rectified
         length = getattr(stream, "__len__", None)
         self.approximate_length = getattr(stream, "approximate_length", None) if length is None else length()

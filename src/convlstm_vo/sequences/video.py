@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -37,22 +38,27 @@ class ImageFolder:
     Args:
         folder: the images.
         camera_for: gives the camera for an image of (height, width).
-        fps: frames per second, where the folder has no ``times.txt`` (in it or beside it).
+        fps: frames per second, where the folder has no ``times.txt`` (in it or beside it); by default 10, as KITTI.
 
     Raises:
-        SequenceError: no images, or times that do not fit them.
+        SequenceError: no images, times that do not fit them, or both times and a rate.
     """
 
     trajectory: Trajectory | None = None
 
-    def __init__(self, folder: Path | str, camera_for: CameraFor, *, fps: float = 1 / FRAME_PERIOD_S) -> None:
+    def __init__(self, folder: Path | str, camera_for: CameraFor, *, fps: float | None = None) -> None:
         folder = Path(folder)
         self.name = folder.resolve().name
         self.images = list_images(folder)
         self._size: tuple[int, int] = read_image(self.images[0]).shape[:2]
         self.camera = check_size(camera_for(*self._size), *self._size, str(folder))
         times = next((path for path in (folder / "times.txt", folder.parent / "times.txt") if path.exists()), None)
-        self.timestamps_s = np.arange(len(self.images)) / fps if times is None else read_times(times)
+        if fps is not None and not 0 < fps < math.inf:
+            raise SequenceError(f"--fps {fps:g}: must be positive frames a second")
+        if fps is not None and times is not None:
+            raise SequenceError(f"--fps {fps:g}: {folder} has times of its own ({times}); leave one of them out")
+        period_s = FRAME_PERIOD_S if fps is None else 1 / fps
+        self.timestamps_s = np.arange(len(self.images)) * period_s if times is None else read_times(times)
         if len(self.timestamps_s) != len(self.images):
             raise SequenceError(
                 f"{times}: {len(self.timestamps_s)} times for {len(self.images)} images in {folder}"

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import zlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +44,14 @@ class DecodedSequence:
 
     def __len__(self) -> int:
         return len(self.images)
+
+
+def identity_of(sequences: list[DecodedSequence]) -> dict[str, Any]:
+    """What tells sequences from others of the same lengths, in plain values."""
+    checksum = 0
+    for sequence in sequences:
+        checksum = zlib.crc32(sequence.T_world_camera.tobytes(), checksum)
+    return {"sequences": [sequence.name for sequence in sequences], "checksum of poses": checksum}
 
 
 def default_cache_folder() -> Path:
@@ -111,6 +121,7 @@ def _build(path: Path, shape: tuple[int, ...], sequence: Sequence, threads: int 
                 os.posix_fallocate(stream.fileno(), 0, temporary.stat().st_size)
         _fill(images, sequence, threads, advance)
         images.flush()
+        del images  # Windows renames no file that is mapped
 
 
 def _map(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:

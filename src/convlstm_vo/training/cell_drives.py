@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import multiprocessing
+import zlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,9 @@ from convlstm_vo.models.flow import FlowNet
 from convlstm_vo.models.geometric import Cells, choose_cells
 from convlstm_vo.models.scene import canyon_inverse_depth, cell_rays, flow_of, road_inverse_depth, road_slopes
 from convlstm_vo.training.flow_data import change_lights
+from convlstm_vo.training.interrupts import process_pool
 from convlstm_vo.training.rendered import RenderedDrive, open_drive
+from convlstm_vo.training.stage_state import weights_checksum
 
 MEAN_ROAD = 0.19  # inverse depth of the road on average, as the solver weighs it
 
@@ -159,10 +161,14 @@ def cache_cells(
     workers: int = 1,
     advance: Callable[[int], None] = lambda count: None,
 ) -> list[CellDrive]:
-    """`cells_of` all drives, in parallel, from files where an earlier run has left them."""
-    jobs = [(net, drive.folder or drive, folder, seed, plain) for drive in drives]
+    """`cells_of` all drives, in parallel, from files where an earlier run has left them.
+
+    Their names tell by a checksum what they were made with; those of another flow or seed are replaced.
+    """
+    made_with = zlib.crc32(f"{seed} {plain}".encode(), weights_checksum(net.state_dict()))
+    jobs = [(net, drive.folder or drive, folder, made_with, seed, plain) for drive in drives]
     if workers > 1:
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        with process_pool(workers) as pool:
             for done in as_completed([pool.submit(_cache_one, *job) for job in jobs]):
                 done.result()
                 advance(1)
@@ -173,13 +179,19 @@ def cache_cells(
     return out
 
 
-def _cache_one(net: FlowNet, drive: Path | RenderedDrive, folder: Path, seed: int, plain: bool) -> CellDrive:
+def _cache_one(
+    net: FlowNet, drive: Path | RenderedDrive, folder: Path, made_with: int, seed: int, plain: bool
+) -> CellDrive:
     """The cells of one drive (another process is only told where it lies), measured on one thread."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
+    path = folder / f"{drive.name}-{made_with:08x}.npz"
+    for other in folder.glob(f"{drive.name}[-.]*"):
+        if other != path:
+            other.unlink()
     try:
         return cached(
-            folder / f"{drive.name}.npz",
+            path,
             lambda: cells_of(net, open_drive(drive) if isinstance(drive, Path) else drive, seed, plain=plain),
         )
     finally:

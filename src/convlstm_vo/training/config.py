@@ -166,16 +166,16 @@ class TrainConfig:
         self._check_shards()
 
     def _check_shards(self) -> None:
-        if self.shards is None:
+        named = {"--sequences": self.sequences, "--max-sequences": self.max_sequences}
+        if self.shards is not None:
+            stream, others = "--shards", {"--world.drives": self.world.drives, **named}
+        elif self.world.drives:
+            stream, others = "--world.drives", named
+        else:
             return
-        others = {
-            "--world.drives": self.world.drives,
-            "--sequences": self.sequences,
-            "--max-sequences": self.max_sequences,
-        }
         if given := [name for name, value in others.items() if value]:
             raise TrainError(
-                f"{given[0]}: not with --shards, which are learnt from as a whole; leave one of them out"
+                f"{given[0]}: not with {stream}, which are learnt from as a whole; leave one of them out"
             )
 
     def _check_weights(self) -> None:

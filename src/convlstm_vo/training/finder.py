@@ -16,6 +16,7 @@ from convlstm_vo.geometry.files import replacing, write_atomically
 from convlstm_vo.training.cache import DecodedSequence
 from convlstm_vo.training.clips import Batch
 from convlstm_vo.training.config import TrainConfig, TrainError
+from convlstm_vo.training.devices import mean_over_processes
 from convlstm_vo.training.log import TrainingLog
 from convlstm_vo.training.loop import Trainer, prefetch
 from convlstm_vo.training.memory import explaining_lack_of_memory
@@ -90,7 +91,7 @@ def find_learning_rate(
         for number, batch in zip(range(steps), prefetch(_endless(trainer)), strict=False):
             trainer.rate = lowest * (highest / lowest) ** (number / max(1, steps - 1))
             try:
-                loss = trainer.train_step(batch)
+                loss = mean_over_processes(trainer.train_step(batch), trainer.accelerator)
             except TrainError:  # no longer a number: as exploded as can be
                 break
             trainer.progress.step += 1

@@ -192,7 +192,7 @@ class FlowRun:
             self.optimizer.load_state_dict(saved["optimizer"])
             self.average.load_state_dict(saved["average"])
             self.step, self.losses = saved["step"], list(saved["losses"])
-        forget_rows_after(out / "flow.jsonl", self.step)
+        forget_rows_after(out / "flow.jsonl", step=self.step)
 
     def update(self) -> None:
         """One step down the gradient."""

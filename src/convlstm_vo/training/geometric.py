@@ -338,7 +338,7 @@ class WeighRun:
         self.carried: list[State | None] = [None] * len(self.clips.groups)  # of each group's lanes
         self.step, self.losses = 0, list[float]()
         self._load()
-        forget_rows_after(out / "weights.jsonl", self.step)
+        forget_rows_after(out / "weights.jsonl", step=self.step)
 
     def update(self) -> None:
         """One step down the gradient."""
@@ -398,7 +398,6 @@ class WeighRun:
             "optimizer": self.optimizer.state_dict(),
             "clips": self.clips.state_dict(),
             "carried": self.carried,
-            "rng": torch.get_rng_state(),  # of cells that drop out
         })  # fmt: skip
 
     def _load(self) -> None:
@@ -412,7 +411,6 @@ class WeighRun:
         self.average.load_state_dict(saved["average"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.clips.load_state_dict(saved["clips"])
-        torch.set_rng_state(saved["rng"])
 
 
 def _split(state: State | None, count: int) -> list[State | None]:

@@ -1,11 +1,13 @@
-"""Ctrl-C between two steps, never within one: what is saved then is exact."""
+"""Ctrl-C between two steps or jobs, never within one: what is saved then is exact."""
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from types import FrameType
 
@@ -46,3 +48,17 @@ class Interrupts:
 
 def _interrupts(number: signal.Signals) -> bool:
     return signal.getsignal(number) is signal.default_int_handler
+
+
+@contextmanager
+def process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes for jobs. On Ctrl-C, or another error in the block, those at work end their job, and no other
+    begins."""
+    ignore = (signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches them too, and would spoil their jobs
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), signal.signal, ignore)
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()

@@ -20,7 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from convlstm_vo.geometry.files import write_atomically
+from convlstm_vo.training.stage_state import forget_rows_after
 
 if TYPE_CHECKING:
     from convlstm_vo.training.clips import Batch
@@ -58,12 +58,9 @@ class TrainingLog:
 
     def forget_after(self, trainer: Trainer) -> None:
         """Drop rows of history.jsonl later than where a run stands: a killed run will report them again."""
-        path = self.folder / "history.jsonl"
-        if not trainer.accelerator.is_main_process or not path.exists():
-            return
-        position = (trainer.progress.epoch, trainer.progress.step)
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        write_atomically(path, "".join(line for line in lines if _is_before(line, position)))
+        if trainer.accelerator.is_main_process:
+            position = {"epoch": trainer.progress.epoch, "step": trainer.progress.step}
+            forget_rows_after(self.folder / "history.jsonl", **position)
 
     @contextmanager
     def started(self, trainer: Trainer) -> Iterator[None]:
@@ -148,15 +145,6 @@ class TrainingLog:
         if self._writer is not None:
             for name, value in figures.items():
                 self._writer.add_scalar(f"{kind}/{name}", value, progress.updates)
-
-
-def _is_before(line: str, position: tuple[int, int]) -> bool:
-    """Whether a row of history.jsonl is whole and not later than (epoch, step)."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return False
-    return (row["epoch"], row["step"]) <= position
 
 
 def _tensorboard(folder: Path, log: TrainingLog, updates: int) -> Any:

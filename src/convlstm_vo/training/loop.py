@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from convlstm_vo.models.network import State, detach_state, reset_state
 from convlstm_vo.training import sharding
-from convlstm_vo.training.cache import DecodedSequence
+from convlstm_vo.training.cache import DecodedSequence, identity_of
 from convlstm_vo.training.clips import Batch, Clip, augment_photometric, collate, photometric_draws
 from convlstm_vo.training.config import TrainConfig, TrainError
 from convlstm_vo.training.devices import (
@@ -51,6 +51,8 @@ def train(
         TrainError: an unusable configuration, a loss that is not a number, or too little memory.
         KeyboardInterrupt: after a usable checkpoint `last` has been written.
     """
+    if config.patience and not validation:
+        raise TrainError(f"--patience {config.patience}: is about the validation loss; add --validate NAME")
     with explaining_lack_of_memory(config):
         trainer = Trainer(config, sequences, validation, log)
         if config.resume:
@@ -93,7 +95,7 @@ class Trainer:
         self.run_plan = (
             RunPlan(config, self.stream.lengths, self.stream.identity())
             if self.stream
-            else RunPlan(config, tuple(map(len, self.sequences)))
+            else RunPlan(config, tuple(map(len, self.sequences)), identity_of(self.sequences))
         )
         self.total_steps = self.run_plan.steps
         self.checkpoints = RunCheckpoints(config.out)

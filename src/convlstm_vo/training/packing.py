@@ -115,8 +115,12 @@ def write_shards(
         advance(sum(shard.lengths))
 
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        for done in [pool.submit(write, shard) for shard in shards]:
-            done.result()
+        try:
+            for done in [pool.submit(write, shard) for shard in shards]:
+                done.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # shards that are begun are written, no other
+            raise
     return out / INDEX_FILE
 
 
@@ -214,7 +218,7 @@ def _sample(
 
 
 def encode_image(image: Image, encoding: Encoding) -> bytes:
-    """The content of an image file; `shards.decode_image` reads it."""
+    """The content of an image file; `shards.image_of` reads it."""
     if encoding == "npy":
         stream = io.BytesIO()
         np.save(stream, image)

@@ -24,6 +24,7 @@ from convlstm_vo.training.rendered import RenderedDrive, open_drive, render_driv
 # Far from the streets of `simulate` and from each other.
 _UNSEEN_SEED, _SEED = 9_000_000, 2_000_000
 _HEAVY_SEED, _LEANING_SEED, _HILLY_SEED = 2_500_000, 2_700_000, 2_800_000
+_LEAST_FRAMES = 20  # of a drive, for clips of 8 motions
 _OF_BOTH = ("out", "seed", "threads", "finetune")  # options; the others are for training from nothing
 
 
@@ -80,6 +81,8 @@ class GeometricOptions:
             least = 0 if field.name in ("seed", "heavy_drives", "leaning_drives", "hilly_drives") else 1
             if isinstance(value, int) and value < least:
                 raise TrainError(f"--{field.name.replace('_', '-')} {value}: must be at least {least}")
+        if self.frames < _LEAST_FRAMES:
+            raise TrainError(f"--frames {self.frames}: must be at least {_LEAST_FRAMES}, of which some are dropped")
         if self.height % 8 or self.width % 8:
             raise TrainError(f"--height {self.height} --width {self.width}: must be divisible by 8")
 

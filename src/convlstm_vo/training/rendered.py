@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import multiprocessing
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convlstm_vo.geometry.camera import Camera
+from convlstm_vo.geometry.files import write_atomically
 from convlstm_vo.training.config import TrainError
+from convlstm_vo.training.interrupts import process_pool
 from convlstm_vo.world import Mount, WorldSequence
 from convlstm_vo.world.plan import generator
 
@@ -55,10 +56,6 @@ class RenderedDrive:
     def inverse_depth(self, index: int) -> NDArray[np.float32]:
         """(height, width) 1 / metres."""
         return self.shares[index].astype(np.float32) / np.float32(SHARES * NEAREST_M)
-
-    def moving_mask(self, index: int) -> NDArray[np.bool_]:
-        """(height, width)."""
-        return np.unpackbits(self.moving[index], axis=-1).astype(bool)
 
 
 def random_sequence(seed: int, frames: int, *, height: int, width: int, **world: Any) -> WorldSequence:
@@ -160,11 +157,11 @@ def render_drives(
     wanted = {"version": _VERSION, "frames": frames, "size": [height, width], **world}
     if marker.exists() and json.loads(marker.read_text()) != wanted:
         raise TrainError(f"{folder}: holds drives of other settings ({marker}); name another folder or remove it")
-    marker.write_text(json.dumps(wanted))
+    if not marker.exists():
+        write_atomically(marker, json.dumps(wanted))
     for left in folder.glob(".drive-*"):
         shutil.rmtree(left)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context) as pool:
+    with process_pool(workers) as pool:
         jobs = [pool.submit(render, folder, seed, frames, height, width, world) for seed in seeds]
         for job in as_completed(jobs):
             job.result()

@@ -33,12 +33,12 @@ def run_training(config: TrainConfig) -> Path:
     with processes.local_main_process_first():  # which fills the cache, the others map what they find
         training, validation = load_training_data(config, quiet=not processes.is_local_main_process)
     log = TrainingLog(config.out, quiet=not processes.is_main_process)
-    if config.find_lr:
-        return suggest_learning_rate(config, training, log)
-    check_out(config)
-    if processes.is_main_process:
-        write_atomically(config.out / "train.json", json.dumps(to_dict(config), indent=2) + "\n")
     try:
+        if config.find_lr:
+            return suggest_learning_rate(config, training, log)
+        check_out(config)
+        if processes.is_main_process:
+            write_atomically(config.out / "train.json", json.dumps(to_dict(config), indent=2) + "\n")
         best = train(config, training, validation, log)
         if processes.num_processes > 1:
             processes.wait_for_everyone()
@@ -88,6 +88,9 @@ def load_training_data(
 ) -> tuple[list[DecodedSequence] | EpochStream, list[DecodedSequence]]:
     """Training sequences, decoded or as a stream, and decoded validation sequences; ``quiet`` without a bar."""
     training, validation = open_sequences(config)
+    for sequence in validation:
+        if len(sequence) < 2:
+            raise TrainError(f"--validate {sequence.name}: has {len(sequence)} frame, so no motion to measure on")
     decoded = _decode(config, [*training, *validation], quiet=quiet) if training or validation else []
     stream = open_stream(config)
     if isinstance(stream, ShardStream) and not quiet:

@@ -92,5 +92,6 @@ class RunPlan:
             **self.data,
             "weights": list(self.config.weights),
             "world": to_dict(self.config.world),
+            "augment": to_dict(self.config.augment),
             **{name: getattr(self.config, name) for name in names},
         }

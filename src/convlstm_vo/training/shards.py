@@ -15,13 +15,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from convlstm_vo.errors import ConvlstmVoError
 from convlstm_vo.geometry.camera import Camera
-from convlstm_vo.sequences.base import Image, fit_image
+from convlstm_vo.sequences.base import Image, decode_image, fit_image
 from convlstm_vo.training.cache import DecodedSequence
 
 INDEX_FILE = "index.json"
@@ -220,13 +219,13 @@ def _image(where: str, sample: dict[str, Any]) -> Image:
     """uint8 (height, width) gray or (height, width, 3) RGB."""
     suffix = next(suffix for suffix in _SUFFIXES if suffix in sample)
     try:
-        image = decode_image(sample[suffix], suffix)
+        image = image_of(sample[suffix], suffix)
     except ValueError as error:
         raise ShardError(f"{where}, frame {sample['__key__']}: the image is damaged ({error}); {_AGAIN}") from None
     return image
 
 
-def decode_image(content: bytes, suffix: str) -> Image:
+def image_of(content: bytes, suffix: str) -> Image:
     """An image from the bytes of a file; see `packing.encode_image`.
 
     Raises:
@@ -234,10 +233,10 @@ def decode_image(content: bytes, suffix: str) -> Image:
     """
     if suffix == "npy":
         return np.load(io.BytesIO(content), allow_pickle=False)
-    found = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_ANYCOLOR)
+    found = decode_image(content)
     if found is None:
         raise ValueError("OpenCV cannot decode it")
-    return cv2.cvtColor(found, cv2.COLOR_BGR2RGB) if found.ndim == 3 else found  # type: ignore[return-value]
+    return found
 
 
 def _labels(where: str, sample: dict[str, Any], image: Image) -> tuple[NDArray[np.float64], Camera]:

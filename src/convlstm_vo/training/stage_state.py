@@ -85,8 +85,20 @@ def weights_checksum(weights: Mapping[str, Tensor]) -> int:
     return checksum
 
 
-def forget_rows_after(path: Path, step: int) -> None:
-    """Drop rows of a log later than where a run stands: it will report them again."""
-    if path.exists():
-        rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        write_atomically(path, "".join(row for row in rows if json.loads(row)["step"] <= step))
+def forget_rows_after(path: Path, **position: int) -> None:
+    """Drop rows of a log later than where a run stands, since it will report them again, and halves of rows.
+
+    Args:
+        position: values of the keys of a row that count, the one that counts most first.
+    """
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            row = json.loads(line)
+        except ValueError:  # the disk was full, or the power went
+            continue
+        if [row[key] for key in position] <= list(position.values()):
+            kept.append(line)
+    write_atomically(path, "".join(kept))

@@ -17,7 +17,6 @@ from convlstm_vo.world.textures import Picture, noise
 
 Array = NDArray[np.float64]
 MAP_M, MAP_WIDTH_M, MAP_TEXEL_M = 128.0, 32.0, 0.125
-KERB_M = 0.12
 
 
 class Shadows:

@@ -174,7 +174,7 @@ class Planter:
                     meshes.bush(self.rng, float(self.rng.uniform(0.4, 1.1)), f"leaf{self.rng.integers(3)}"), at, d
                 )
 
-    def street_furniture(self, side: float, walk: float) -> None:
+    def street_furniture(self, side: float) -> None:
         """Street trees, lamps, signs and parked cars."""
         rng, line, hw = self.rng, self.leg.line, self.leg.half_width_m
         if rng.random() < 0.6:

@@ -66,12 +66,11 @@ THINGS: dict[str, Material] = {
     "pickets": Material("pickets", (1 / 1.6, 1 / 1.0), 0.6, "rough", _every(0.7), 0.4, mask="pickets_mask"),
     "lattice": Material("lattice", (1 / 2.4, 1 / 2.4), 0.5, mask="lattice_mask"),
     "treeline": Material("treeline", (1.0, 1.0), 0.9, "hedge", (9.0, 3.0), 0.5, mask="treeline_mask"),
-    "rail": Material("metalrail", (1.0, 1.0), 0.8),
+    "rail": Material("blotch", _every(1.5), 0.4, "rough", (1.0, 4.0), 0.3),
     **{f"facade{i}": Material(f"facade{i}", (1, 1), 1.0, "rough", (1.3, 1.3), 0.6) for i in range(6)},
     **{f"shop{i}": Material(f"shop{i}", (1, 1), 1.0, "rough", (1.3, 1.3), 0.2) for i in range(2)},
     **{name: _leaf(name) for name in ("leaf0", "leaf1", "leaf2", "twigs")},
 }
-THINGS["rail"] = Material("blotch", _every(1.5), 0.4, "rough", (1.0, 4.0), 0.3)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -89,6 +89,10 @@ class SimulateConfig:
                 raise WorldError(f"{key} is {getattr(self, key)}: must be at least 1")
         if self.seed < 0 or self.first_name < 0 or self.workers < 0:
             raise WorldError("seed, first_name and workers must not be negative")
+        if self.mounting == "random":
+            for key in ("camera_height", "camera_yaw", "camera_pitch", "camera_roll"):
+                if getattr(self, key) != SimulateConfig.__dataclass_fields__[key].default:
+                    raise WorldError(f"{key} is {getattr(self, key)}: --mounting random draws it; leave one out")
         self.sequence(0)  # says what is wrong with camera, road or rate
 
     @property
@@ -274,7 +278,7 @@ def _write_tables(config: SimulateConfig, number: int, folder: Path) -> None:
     row = [camera.fx, 0, camera.cx, 0, 0, camera.fy, camera.cy, 0, 0, 0, 1, 0]
     calib = "".join(f"P{k}: " + " ".join(f"{value:.12e}" for value in row) + "\n" for k in range(4))
     write_atomically(folder / "calib.txt", calib)
-    write_atomically(folder / "times.txt", "".join(f"{t:.6e}\n" for t in sequence.drive.timestamps_s))
+    write_atomically(folder / "times.txt", "".join(f"{t:.9e}\n" for t in sequence.drive.timestamps_s))
     planes = "".join(" ".join(f"{value:.9e}" for value in plane) + "\n" for plane in sequence.road_plane)
     write_atomically(folder / "road_plane.txt", planes)
     about = {

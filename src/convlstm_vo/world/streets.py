@@ -221,7 +221,7 @@ def _furnish(planter: Planter, kind: StreetKind, walk: float) -> None:
     for side in (-1.0, 1.0):
         if kind == "town":
             planter.town_side(side, walk)
-            planter.street_furniture(side, walk)
+            planter.street_furniture(side)
             planter.bollards(side)
         else:
             planter.country_side(side)
