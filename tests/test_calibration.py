@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from convlstm_vo import cli
-from convlstm_vo.calibration import VehicleCalibration, turn_gain
+from convlstm_vo.calibration import CalibrationError, VehicleCalibration, check_track, turn_gain
 from convlstm_vo.geometry.camera import Camera
 from convlstm_vo.geometry.se3 import so3_exp
 from convlstm_vo.geometry.trajectory import Trajectory
@@ -48,6 +48,16 @@ def test_a_straight_drive_says_nothing_about_the_focal_length():
     assert turn_gain(turning(0.0001), turning(0.0001)) is None
 
 
+def test_a_track_of_other_frames_is_refused():
+    track, times = turning(0.02, 30), [k / 10 for k in range(30)]
+    check_track(track, False, times, "gps.txt")
+    check_track(track, True, [1e9 + t for t in times[:25]], "gps.txt")  # a clock of its own
+    with pytest.raises(CalibrationError, match=r"gps\.txt: 30 poses for 29 frames"):
+        check_track(track, False, times[1:], "gps.txt")
+    with pytest.raises(CalibrationError, match=r"gps\.txt: takes 2\.9 s, but the frames 9\.9 s"):
+        check_track(track, True, [k / 10 for k in range(100)], "gps.txt")
+
+
 @pytest.mark.skipif(not KITTI.is_dir(), reason="no ../shared/kitti")
 def test_calibrate_finds_a_wrong_focal_length_on_real_frames(tmp_path, capsys):
     sequence = KittiSequence(KITTI, "0005")
@@ -56,7 +66,7 @@ def test_calibrate_finds_a_wrong_focal_length_on_real_frames(tmp_path, capsys):
     track = ["--track", str(KITTI / "poses" / "0005.txt"), "--out", str(tmp_path / "car.json")]
     cli.main(["calibrate", str(KITTI / "sequences" / "0005"), *track, "--intrinsics", *values])
     said = capsys.readouterr().out
-    assert "% smaller than the track's" in said
+    assert float(said.split("turns are ")[1].split(" %")[0]) > 4 and "% smaller than the track's" in said
     better = float(said.split("fx ")[1].split(",")[0])
     assert better == pytest.approx(sequence.camera.fx, rel=0.02)  # itself 1 % too long, by the turns
 
@@ -76,6 +86,9 @@ def test_calibrate_needs_the_road_in_nearly_all_frames(tmp_path, capsys, hidden,
     command = ["calibrate", str(tmp_path / "drive"), "--distance", "25", "--out", str(out)]
     command += ["--intrinsics", "363.6", "363.6", "309.5", "93.5"]
     if accepted:
+        with pytest.raises(SystemExit):
+            cli.main([*command[:3], "200", *command[4:]])
+        assert "--distance: 200.0 m, but with the camera 1.65 m above the road" in capsys.readouterr().err
         cli.main(command)
         assert VehicleCalibration.read(out).camera_height_m > 0
     else:

@@ -162,6 +162,23 @@ def test_what_is_tracked_before_damaged_input_is_kept(
     assert before == ((out / "trajectory.txt").read_text(), (out / "trajectory.png").read_bytes())
 
 
+def test_mistakes_of_a_run(
+    tree: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(tree / "sequences" / "00" / "image_0")
+    command = ["run", folder, "--checkpoint", str(checkpoint), "--out", str(tmp_path / "out")]
+    message = fails([*command, "--fov", "80", "--device", "nonsense"], capsys)
+    assert "device 'nonsense' cannot be used" in message and "cpu always can" in message
+    lens = ["--intrinsics", "100", "100", "80", "24", "--distortion"]
+    assert "must be finite numbers" in fails([*command, *lens, *["nan"] * 4], capsys)
+    assert "3 coefficients, but plumb_bob has" in fails([*command, *lens, *["0"] * 3], capsys)
+    (tmp_path / "out" / "trajectory.txt").mkdir(parents=True)
+    assert "trajectory.txt: is a folder; name a file" in fails([*command, "--fov", "80"], capsys)
+    (tmp_path / "out" / "trajectory.txt").rmdir()
+    cli.main([*command, "--intrinsics", "100", "100", "155", "24"])
+    assert "Warning: the principal point (155, 24) is far from the middle" in capsys.readouterr().err
+
+
 def test_the_original_s_command_line(tree: Path, tmp_path: Path) -> None:
     """The very options of Truemain.py and its kin, in their spelling."""
     old = f"--datapath {tree} --outputpath {tmp_path} --bsize 32 --trajectory_length 4 --lr 1e-4 --train_iter 240"

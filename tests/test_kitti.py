@@ -149,7 +149,7 @@ def test_calibrations_without_the_camera(tree: Path) -> None:
     with pytest.raises(SequenceError, match="line 1: P0 needs 12 finite numbers"):
         KittiSequence(tree, "00")
     calib.unlink()
-    with pytest.raises(SequenceError, match="needs its calibration"):
+    with pytest.raises(SequenceError, match=r"should be a calibration like KITTI's calib\.txt"):
         KittiSequence(tree, "00")
 
 
@@ -157,6 +157,23 @@ def test_images_of_all_names_and_none_that_are_hidden(tmp_path: Path) -> None:
     for name in ("10.tiff", "9.PNG", "._9.PNG", "notes.txt"):
         (tmp_path / name).write_bytes(b"")
     assert [path.name for path in list_images(tmp_path)] == ["9.PNG", "10.tiff"]
+
+
+def test_times_must_increase(tree: Path) -> None:
+    path = tree / "sequences" / "00" / "times.txt"
+    times = path.read_text().splitlines()
+    times[3] = times[2]
+    path.write_text("\n".join(times))
+    with pytest.raises(TrajectoryError, match=r"times\.txt, row 4: 0\.2 s does not follow 0\.2 s"):
+        KittiSequence(tree, "00")
+
+
+def test_files_from_windows_and_folders_without_images(tree: Path) -> None:
+    for name in ("sequences/00/calib.txt", "sequences/00/times.txt", "poses/00.txt"):
+        path = tree / name
+        path.write_text("\ufeff" + path.read_text(), encoding="utf-8")  # as its editors begin a file
+    (tree / "sequences" / "21").mkdir()  # as KITTI's calibrations unpack
+    assert [sequence.name for sequence in open_kitti(tree)] == ["00", "town"]
 
 
 def test_open_stream_on_trees(tree: Path) -> None:

@@ -115,6 +115,47 @@ def test_a_camera_info_file(tmp_path: Path) -> None:
         lens_from_ros(path)
 
 
+def test_a_file_of_opencv_and_one_written_by_hand(tmp_path: Path) -> None:
+    path = tmp_path / "camera.yml"
+    path.write_text(
+        "%YAML:1.0\n---\nimage_width: 320\nimage_height: 240\n"
+        "camera_matrix: !!opencv-matrix\n   rows: 3\n   cols: 3\n   dt: d\n"
+        "   data: [ 210., 0., 158., 0., 205., 118., 0., 0., 1. ]\n"
+        "distortion_coefficients: !!opencv-matrix\n   rows: 5\n   cols: 1\n   dt: d\n"
+        "   data: [ -0.28, 0.07, 0.0002, -0.0004, 0. ]\n"
+    )
+    expected = Lens(CAMERA, (-0.28, 0.07, 0.0002, -0.0004, 0.0))
+    assert lens_from_ros(path) == expected
+    path.write_text(
+        "image_width: 320\nimage_height: 240\ncamera_matrix: [[210, 0, 158], [0, 205, 118], [0, 0, 1]]\n"
+        "distortion_coefficients: [-0.28, 0.07, 0.0002, -0.0004, 0]\n"
+    )
+    assert lens_from_ros(path) == expected
+
+
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        (("width: 320", "width: .inf"), "inf is no number of pixels"),
+        (("height: 240", "height: 240.5"), "240.5 is no number of pixels"),
+        (("[210,", "[-210,"), "fx=-210.0"),
+        (("-0.28, 0.07", "-0.28"), "3 coefficients, but plumb_bob has 4"),
+        (("-0.28", ".nan"), "must be finite numbers"),
+        (("-0.28", "-9"), "folds the image"),
+        (("data: [210", "data: [210,, : ["), r"line \d: not YAML"),
+    ],
+)
+def test_faults_of_a_camera_info_file_name_it(tmp_path: Path, change: tuple[str, str], match: str) -> None:
+    path = tmp_path / "camera.yaml"
+    text = (
+        "image_width: 320\nimage_height: 240\ncamera_matrix: {data: [210, 0, 158, 0, 205, 118, 0, 0, 1]}\n"
+        "distortion_coefficients: {data: [-0.28, 0.07, 0, 0]}\n"
+    )
+    path.write_text(text.replace(*change))
+    with pytest.raises(SequenceError, match=rf"camera\.yaml.*{match}"):
+        lens_from_ros(path)
+
+
 def test_impossible_lenses_are_refused() -> None:
     with pytest.raises(SequenceError, match="3 coefficients, but plumb_bob has 4 or 5 or 8"):
         Lens(CAMERA, (0.1, 0.2, 0.3))

@@ -118,7 +118,7 @@ def test_a_loss_that_is_not_a_number_names_the_frames(tmp_path: Path, sequences:
     poses = sequences[0].T_world_camera.copy()
     poses[:, 0, 3] = np.nan
     bad = dataclasses.replace(sequences[0], T_world_camera=poses)
-    with pytest.raises(TrainError, match=r"loss is nan in epoch 0, step 0 \(sequence 00 frames"):
+    with pytest.raises(TrainError, match=r"loss is nan in epoch 1, step 0 \(sequence 00 frames"):
         run(small_config(tmp_path), [bad], validate=False)
 
 

@@ -254,6 +254,12 @@ def test_masks_that_cannot_be(sequence: KittiSequence, tmp_path: Path) -> None:
     cv2.imwrite(str(path), np.ones((camera.height, camera.width + 1), np.uint8))
     with pytest.raises(OdometryError, match="but the camera's images are"):
         read_mask(path, camera)
+    painted = np.full((camera.height, camera.width, 4), 255, np.uint8)
+    painted[-9:, :, 3] = 0  # rubbed out
+    painted[:5, :, :3] = 9  # black as JPEG has it
+    cv2.imwrite(str(path), painted)
+    found = read_mask(path, camera)
+    assert not found[-9:].any() and not found[:5].any() and (found[5:-9] == 255).all()
     path.write_bytes(b"no image")
     with pytest.raises(SequenceError, match="the PNG is truncated"):
         read_mask(path, camera)

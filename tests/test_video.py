@@ -171,8 +171,13 @@ def test_sources_that_cannot_be_opened(tmp_path: Path, folder: Path, video: Path
         open_stream(str(tmp_path / "nothing.mp4"), field_of_view)
     text = tmp_path / "text.mp4"
     text.write_text("not a video")
+    with pytest.raises(SequenceError, match="is a text, not a video"):
+        open_stream(str(text), field_of_view)
+    text.write_bytes(bytes(range(256)))
     with pytest.raises(SequenceError, match="cannot be opened as a video"):
         open_stream(str(text), field_of_view)
+    with pytest.raises(SequenceError, match="is one image; name the folder"):
+        open_stream(str(next(folder.glob("*.png"))), field_of_view)
     for source in (folder, video):
         with pytest.raises(SequenceError, match="carries no intrinsics"):
             open_stream(str(source))
@@ -214,7 +219,7 @@ def test_intrinsics_that_cannot_be_used(tmp_path: Path) -> None:
         camera_from(**size, intrinsics=(-1, 1, 1, 1))
     ros = tmp_path / "camera.yaml"
     ros.write_text("image_width: 640\n")
-    with pytest.raises(SequenceError, match=r"camera\.yaml: not a camera_info file"):
+    with pytest.raises(SequenceError, match=r"camera\.yaml: has no camera_matrix; it needs"):
         camera_from(**size, calibration=ros)
     ros.write_text(
         "image_width: 640\nimage_height: 480\ncamera_matrix: {data: [500, 0, 320, 0, 510, 240, 0, 0, 1]}\n"

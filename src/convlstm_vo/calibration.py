@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,8 @@ import numpy as np
 from convlstm_vo.errors import ConvlstmVoError
 from convlstm_vo.geometry.files import write_atomically
 from convlstm_vo.geometry.trajectory import Trajectory
+
+_LARGEST = 1e12  # a precision beyond which nothing is known
 
 
 class CalibrationError(ConvlstmVoError):
@@ -40,8 +41,8 @@ class VehicleCalibration:
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
-            if not isinstance(value, int | float) or not math.isfinite(value):
-                raise CalibrationError(f"{name} is {value!r}, but must be a finite number")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
+                raise CalibrationError(f"{name} is {value!r}, but must be a number, of at most {_LARGEST:g}")
         if not 0.1 <= self.camera_height_m <= 20:
             raise CalibrationError(
                 f"camera height {self.camera_height_m} m: must lie between 0.1 and 20 m above the road; measure it "
@@ -69,13 +70,14 @@ class VehicleCalibration:
         """
         names = {field.name for field in dataclasses.fields(cls)}
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = json.loads(path.read_text(encoding="utf-8-sig"))
         except (OSError, ValueError) as error:
             raise CalibrationError(f"{path}: cannot be read as a calibration ({error})") from None
         if not isinstance(values, dict) or (unknown := set(values) - names):
             what = ", ".join(sorted(unknown)) if isinstance(values, dict) else type(values).__name__
             raise CalibrationError(
-                f"{path}: {what} is not part of a calibration; it has {', '.join(sorted(names))}"
+                f"{path}: {what} is not part of a calibration; it has {', '.join(sorted(names))}; "
+                "one of an earlier version is made again by `convlstm-vo calibrate`"
             )
         if "camera_height_m" not in values:
             raise CalibrationError(f"{path}: has no camera_height_m, which gives the scale; `calibrate` writes it")
@@ -83,6 +85,24 @@ class VehicleCalibration:
             return cls(**values)
         except CalibrationError as error:
             raise CalibrationError(f"{path}: {error}") from None
+
+
+def check_track(track: Trajectory, timed: bool, times_s: list[float], source: str) -> None:
+    """Whether a track may be that of these frames.
+
+    Args:
+        timed: whether it has times of its own; its clock may be another one. times_s: of the frames.
+
+    Raises:
+        CalibrationError: one that takes another time, or without times another number of poses.
+    """
+    if not timed and len(track) != len(times_s):
+        raise CalibrationError(
+            f"{source}: {len(track)} poses for {len(times_s)} frames; a track without times needs one for each"
+        )
+    took, film = (float(t[-1] - t[0]) for t in (track.timestamps_s, times_s))
+    if timed and abs(took - film) > max(1.0, 0.05 * film):
+        raise CalibrationError(f"{source}: takes {took:.1f} s, but the frames {film:.1f} s; cut one of them")
 
 
 LEAST_TURN_RAD = 0.5  # of a drive whose turns say something about the focal length

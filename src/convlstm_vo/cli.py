@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
 import shlex
 import signal
@@ -253,7 +254,7 @@ def run(argv: list[str]) -> None:
     out = options.out or Path("runs") / stream.name
     total = len(stream) if isinstance(stream, Sequence) else getattr(stream, "approximate_length", None)
     sketch, seconds, count, lost, guessed = PathSketch(), 0.0, 0, 0, 0
-    file = TrajectoryFile(out / "trajectory.txt", options.format)
+    file, whole = TrajectoryFile(out / "trajectory.txt", options.format), False
     try:
         with file, progress(stream.name, total) as advance:
             for tracked in odometer.stream(stream):
@@ -263,6 +264,7 @@ def run(argv: list[str]) -> None:
                 lost += tracked.status == "lost"
                 guessed += tracked.status == "ok" and not tracked.metric
                 advance(1)
+        whole = True
     finally:
         if count and file.written == file.partial:
             print(f"{count} frames before the error: {file.partial}")
@@ -271,7 +273,9 @@ def run(argv: list[str]) -> None:
             paths = {"ground_truth": truth.from_first_pose()} if truth else {}
             trajectory_picture(out / "trajectory.png", paths | {"network": sketch.trajectory()})
             rate = f"{1000 * seconds / count:.1f} ms a frame (decoding excluded)"
-            print(f"{count} frames, {rate}: {out / 'trajectory.txt'}")
+            print(f"{count} frame{'s' * (count != 1)}, {rate}: {out / 'trajectory.txt'}")
+            if whole and total and count < 0.95 * total - 1:
+                print(f"Warning: the file claims {total} frames; it may be damaged from there on", file=sys.stderr)
             if dropped := getattr(stream, "dropped", 0):
                 print(f"{dropped} frames of the live source came meanwhile and were left out")
             if lost:
@@ -349,7 +353,7 @@ class CalibrateOptions:
     def __post_init__(self) -> None:
         if (self.distance is None) == (self.track is None):
             raise ConvlstmVoError("calibrate needs one of --distance METRES and --track FILE")
-        if self.distance is not None and not self.distance > 0:
+        if self.distance is not None and not 0 < self.distance < math.inf:
             raise ConvlstmVoError(f"--distance {self.distance}: must be positive metres")
 
 
@@ -358,42 +362,48 @@ def calibrate(argv: list[str]) -> None:
     environment.set_for_streaming()
     import numpy as np
 
-    from convlstm_vo.calibration import CalibrationError, VehicleCalibration, turn_gain
-    from convlstm_vo.geometry.trajectory import Trajectory, read_trajectory
+    from convlstm_vo.calibration import CalibrationError, VehicleCalibration, check_track, turn_gain
+    from convlstm_vo.geometry.trajectory import Trajectory, has_own_times, read_trajectory
     from convlstm_vo.odometer import VisualOdometry
 
     options = _parse(CalibrateOptions, "calibrate", argv)
+    track = None if options.track is None else read_trajectory(options.track)
     stream = _open(options)
     start = VehicleCalibration(options.camera_height)
     mask = _mask(options.mask, stream)
     odometer = VisualOdometry.from_checkpoint(camera=stream.camera, calibration=start, mask=mask)
     _compile_first(odometer)
-    driven, lost, guessed, poses = 0.0, 0, 0, []
+    driven, lost, guessed, poses, times = 0.0, 0, 0, [], []
     for tracked in odometer.stream(stream):
         poses.append(tracked.T_world_camera)
+        times.append(tracked.timestamp_s)
         driven += float((tracked.T_prev_curr[:3, 3] ** 2).sum() ** 0.5)
         lost += tracked.status == "lost"
         guessed += not tracked.metric
-    true, track = options.distance, None
-    if options.track is not None:
-        track = read_trajectory(options.track)
-        true = float(track.distances_m[-1])
+    if track is not None and options.track is not None:
+        check_track(track, has_own_times(options.track), times, str(options.track))
+    true = options.distance if track is None else float(track.distances_m[-1])
     if true is None or driven < 10 or lost or guessed > 0.05 * len(poses):
         raise CalibrationError(
             f"{options.input}: {driven:.1f} m driven, {lost} frames lost, {guessed} without a road; a calibration "
             "needs a drive of 10 m at least (better 100) with the road in view, but for 5 % of its frames at most"
         )
+    height = start.camera_height_m * true / driven
+    if not 0.5 < true / driven < 2:
+        raise CalibrationError(
+            f"{options.track or '--distance'}: {true:.1f} m, but with the camera {start.camera_height_m:g} m above "
+            f"the road {driven:.1f} m were driven, so it would be {height:.3g} m above it; check the distance and "
+            "--camera-height, which must be right to a factor of 2"
+        )
     found = odometer.calibration
     assert found is not None
-    done = dataclasses.replace(found, camera_height_m=start.camera_height_m * true / driven)
+    done = dataclasses.replace(found, camera_height_m=height)
     done.write(options.out)
     print(
         f"camera {done.camera_height_m:.3f} m above the road, pitch {done.pitch_rad:+.4f} rad, "
         f"roll {done.roll_rad:+.4f} rad, yaw {done.yaw_rad:+.4f} rad: {options.out}"
     )
-    if track is not None and len(track) != len(poses):
-        print(f"{options.track}: {len(track)} poses for {len(poses)} frames, so turns were not compared")
-    elif track is not None:
+    if track is not None and len(track) == len(poses):  # of the same frames: its turns can be compared
         gain = turn_gain(track, Trajectory(track.timestamps_s, np.stack(poses)))
         if gain is not None:
             K = stream.camera
@@ -436,8 +446,12 @@ def _open(options: RunOptions | CalibrateOptions) -> Stream:
         topic=options.topic,
         fps=options.fps,
     )
-    lens = Lens(stream.camera, options.distortion) if bends(options.distortion) else ros
-    return stream if lens is None else Undistorted(stream, lens)
+    own = Lens(stream.camera, options.distortion) if options.distortion else None
+    lens = own if bends(options.distortion) else ros
+    stream = stream if lens is None else Undistorted(stream, lens)
+    if doubt := stream.camera.doubt():
+        print(f"Warning: {doubt}", file=sys.stderr)
+    return stream
 
 
 # --- simulate, demo ---------------------------------------------------------------------------------------------

@@ -31,6 +31,8 @@ class DemoOptions:
     def __post_init__(self) -> None:
         if self.drives < 1:
             raise TrainError(f"--drives {self.drives}: needs at least one training drive")
+        if self.epochs < 1:
+            raise TrainError(f"--epochs {self.epochs}: must be at least 1")
 
 
 def run_demo(options: DemoOptions) -> Path:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -330,7 +331,10 @@ class VisualOdometry:
 
 
 def read_mask(path: Path, camera: Camera) -> Image:
-    """A mask of a camera's images: 0 where they show the car, anything else where they show the world.
+    """A mask of a camera's images from a picture that is dark, or transparent, where they show the car.
+
+    Returns:
+        uint8 (height, width), 0 there and 255 elsewhere.
 
     Raises:
         SequenceError: a damaged image. OdometryError: no file, another size, or nothing left in view.
@@ -339,16 +343,25 @@ def read_mask(path: Path, camera: Camera) -> Image:
         raise OdometryError(
             f"{path}: no such mask; draw one on a frame of the camera, black where it shows the car"
         )
-    mask = read_image(path)
+    mask = _painted(path)
     if mask.shape[:2] != (camera.height, camera.width):
         raise OdometryError(
             f"{path}: the mask is {mask.shape[0]}x{mask.shape[1]}, but the camera's images are {camera.height}x"
             f"{camera.width} (height x width); draw it on one of them"
         )
-    seen = mask.reshape(camera.height, camera.width, -1).any(2)
+    seen = mask.reshape(camera.height, camera.width, -1).max(2) >= 128  # JPEG's black is not quite 0
     if not seen.any():
         raise OdometryError(f"{path}: the mask is black all over; black is what to leave out, white the world")
     return np.where(seen, np.uint8(255), np.uint8(0))
+
+
+def _painted(path: Path) -> Image:
+    """An image, black where it is transparent."""
+    mask = read_image(path)
+    whole = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    if whole is not None and whole.ndim == 3 and whole.shape[2] == 4 and whole.shape[:2] == mask.shape[:2]:
+        mask[whole[..., 3] == 0] = 0
+    return mask
 
 
 def _hidden(mask: Image, camera: Camera, size: tuple[int, int]) -> Tensor:

@@ -187,7 +187,9 @@ def evaluate_sequences(sequences: Iterable[Sequence], estimate: Estimator | None
         else:
             results.append(evaluate_sequence(sequence, estimate, **options))
     if not results:
-        raise MetricError(f"nothing to measure: no ground truth for {', '.join(skipped) or 'any sequence'}")
+        raise MetricError(
+            f"nothing to measure: no ground truth (poses/NAME.txt) for {', '.join(skipped) or 'any sequence'}"
+        )
     return Evaluation(tuple(results), skipped)
 
 

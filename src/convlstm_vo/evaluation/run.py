@@ -10,6 +10,7 @@ from rich.console import Console
 
 from convlstm_vo.calibration import VehicleCalibration
 from convlstm_vo.evaluation.evaluate import Estimator, evaluate_sequences, save_results
+from convlstm_vo.evaluation.metrics import MetricError
 from convlstm_vo.evaluation.report import results_table, write_report
 from convlstm_vo.geometry.trajectory import Trajectory
 from convlstm_vo.models.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint
@@ -47,6 +48,16 @@ class EvaluateOptions:
     """Where to write the HTML report; by default report.html beside the JSON, or in runs/evaluate."""
     save: Path | None = None
     """Folder for the estimated trajectories, NAME.txt in KITTI format."""
+
+    def __post_init__(self) -> None:
+        if self.baselines_only:
+            for name in ("checkpoint", "camera_height", "save"):
+                if getattr(self, name) is not None:
+                    option = name.replace("_", "-")
+                    raise MetricError(f"--{option}: is of a network, and --baselines-only has none; leave one out")
+        for path in (self.json, self.report):
+            if path is not None and path.is_dir():
+                raise MetricError(f"{path}: is a folder; name a file")
 
 
 def run_evaluation(options: EvaluateOptions, command: str) -> Path:

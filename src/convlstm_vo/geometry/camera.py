@@ -47,10 +47,22 @@ class Camera:
     @classmethod
     def from_fov(cls, horizontal_fov_deg: float, *, height: int, width: int) -> Camera:
         """A camera with square pixels and its principal point in the middle, from a field of view in degrees."""
-        if not 0 < horizontal_fov_deg < 180:
-            raise CameraError(f"field of view {horizontal_fov_deg} must lie between 0 and 180 degrees")
+        if not 1 <= horizontal_fov_deg <= 170:
+            raise CameraError(
+                f"field of view {horizontal_fov_deg} must lie between 1 and 170 degrees, as a pinhole's does"
+            )
         focal = width / 2 / math.tan(math.radians(horizontal_fov_deg) / 2)
         return cls(focal, focal, (width - 1) / 2, (height - 1) / 2, height=height, width=width)
+
+    def doubt(self) -> str | None:
+        """What speaks against these intrinsics being those of this image, in words; None where nothing does."""
+        x, y = (self.cx + 0.5) / self.width, (self.cy + 0.5) / self.height
+        if 0.25 < x < 0.75 and 0.1 < y < 0.9:
+            return None
+        return (
+            f"the principal point ({self.cx:.0f}, {self.cy:.0f}) is far from the middle of the {self.width}x"
+            f"{self.height} image; if these are intrinsics of another image size, give those of this one"
+        )
 
     @property
     def intrinsics(self) -> NDArray[np.float64]:

@@ -22,12 +22,15 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         WriteError: the disk is full or the folder cannot be written; the temporary file is removed.
     """
+    if path.is_dir():
+        raise WriteError(f"{path}: is a folder; name a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
         os.close(handle)
     except OSError as error:
-        raise WriteError(f"{path}: cannot be written ({error.strerror or error})") from None
+        what = "a folder of its path is a file" if isinstance(error, FileExistsError | NotADirectoryError) else None
+        raise WriteError(f"{path}: cannot be written ({what or error.strerror or error})") from None
     temporary = Path(name)
     try:
         yield temporary

@@ -19,6 +19,7 @@ from convlstm_vo.geometry.files import write_atomically
 Alignment = Literal["none", "scale", "se3", "sim3"]
 ALIGNMENTS: tuple[Alignment, ...] = get_args(Alignment)
 FRAME_PERIOD_S = 0.1  # KITTI's camera, where a file carries no time
+_FARTHEST_M = 1e9  # beyond which no vehicle goes
 _ROTATION_TOLERANCE = 1e-3  # KITTI's own files have 7 digits; real estimates come in float32
 
 
@@ -53,6 +54,8 @@ class Trajectory:
             raise TrajectoryError(f"{n} time stamps need {n} frame numbers, not {self.frames.shape}")
         if not (np.isfinite(self.T_world_camera).all() and np.isfinite(self.timestamps_s).all()):
             raise TrajectoryError("poses or time stamps contain NaN or infinity")
+        if n and (farthest := np.abs(self.T_world_camera[:, :3, 3]).max()) > _FARTHEST_M:
+            raise TrajectoryError(f"a position is {farthest:g} m from the origin, farther than a vehicle goes")
         if n > 1 and not (np.diff(self.timestamps_s) > 0).all():
             row = int(np.argmin(np.diff(self.timestamps_s) > 0)) + 1
             raise TrajectoryError(f"time stamps must increase, but number {row} does not (counted from 0)")
@@ -219,8 +222,15 @@ def read_tum(path: Path | str) -> Trajectory:
 
 def read_trajectory(path: Path | str) -> Trajectory:
     """Read a KITTI or TUM trajectory; the number of columns tells which (12, 13: KITTI; 7, 8: TUM)."""
-    for _, values in _lines(Path(path)):
-        return read_kitti(path) if len(values) in (12, 13) else read_tum(path)
+    for number, values in _lines(Path(path)):
+        if len(values) in (12, 13):
+            return read_kitti(path)
+        if len(values) in (7, 8):
+            return read_tum(path)
+        raise TrajectoryError(
+            f"{path}, line {number}: {len(values)} values, where a row of KITTI has 12 (or 13) and one of "
+            "TUM 8 (or 7) numbers, between spaces or commas"
+        )
     raise TrajectoryError(f"{path}: the file holds no poses")
 
 
@@ -230,8 +240,18 @@ def has_own_times(path: Path | str) -> bool:
 
 
 def read_times(path: Path | str) -> NDArray[np.float64]:
-    """Read a ``times.txt``: one time in seconds a row: (N,)."""
-    return _read_rows(Path(path), lambda n: n == 1, "1 number: the time in seconds")[:, 0]
+    """Read a ``times.txt``: one time in seconds a row, each later than the one before: (N,).
+
+    Raises:
+        TrajectoryError: with file and row.
+    """
+    times = _read_rows(Path(path), lambda n: n == 1, "1 number: the time in seconds")[:, 0]
+    if (early := np.diff(times) <= 0).any():
+        row = int(np.argmax(early)) + 1
+        raise TrajectoryError(
+            f"{path}, row {row + 1}: {times[row]:g} s does not follow {times[row - 1]:g} s; times must increase"
+        )
+    return times
 
 
 def _regular_times(count: int) -> NDArray[np.float64]:
@@ -249,7 +269,7 @@ def _checked(path: Path, times: NDArray, poses: NDArray, frames: NDArray | None)
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Line numbers (from 1) and fields of the lines that are neither empty nor comments."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Windows puts a mark in front
     except FileNotFoundError:
         raise TrajectoryError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -288,7 +308,8 @@ def _check_rotations(path: Path, poses: NDArray[np.float64]) -> None:
     bad = (residual > _ROTATION_TOLERANCE) | (np.linalg.det(rotations) < 0)
     if bad.any():
         row = int(np.argmax(bad))
+        what = f"off by {residual[row]:.2g}" if residual[row] > _ROTATION_TOLERANCE else "it is mirrored"
         raise TrajectoryError(
-            f"{path}, pose {row + 1}: its 3x3 part is not a rotation (off by {residual[row]:.2g}); "
+            f"{path}, pose {row + 1}: its 3x3 part is not a rotation ({what}); "
             "a row is the top three rows of T_world_camera, row by row"
         )

@@ -90,11 +90,17 @@ def load_checkpoint(folder: Path = DEFAULT_CHECKPOINT, *, device: str | torch.de
 
     Raises:
         CheckpointError: a missing or damaged file, or weights that do not belong to the configuration.
+        ModelError: a device that is not there.
     """
     folder = Path(folder)
     net = build(read_config(folder))
     _load_tensors(net, _read_tensors(folder), folder)
-    return net.to(device).eval()
+    try:
+        torch.ones(1, device=device).item()
+        return net.to(device).eval()
+    except (AssertionError, RuntimeError) as error:  # torch has one of these for each kind of device
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"device '{device}' cannot be used ({reason}); cpu always can") from None
 
 
 def load_weights(net: Network, folder: Path) -> None:

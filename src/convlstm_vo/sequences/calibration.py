@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from convlstm_vo.geometry.camera import Camera
+from convlstm_vo.geometry.camera import Camera, CameraError
 from convlstm_vo.sequences.base import SequenceError
 from convlstm_vo.sequences.kitti import camera_from_projection, projection_matrix
 from convlstm_vo.sequences.lens import Lens, lens_of
@@ -50,7 +50,7 @@ def camera_from(
 
 def _camera_from_ros(path: Path) -> Camera:
     camera, coefficients, model = _read_ros(path)
-    if lens_of(camera, coefficients, model, str(path)) is not None:
+    if lens_from_ros(path) is not None:
         raise SequenceError(
             f"{path}: a lens that bends ({model}, {list(coefficients)}); undistort the frames first "
             "(`lens_from_ros` and `Undistorted` do, and so does `convlstm-vo run`), or give the rectified camera"
@@ -64,19 +64,60 @@ def lens_from_ros(path: Path) -> Lens | None:
     Raises:
         SequenceError: not such a file, or a distortion model that is not known.
     """
-    return lens_of(*_read_ros(path), str(path))
+    try:
+        lens = lens_of(*_read_ros(path), str(path))
+        if lens is not None:
+            _ = lens.rectified
+    except SequenceError as error:
+        raise error if str(path) in str(error) else SequenceError(f"{path}: {error}") from None
+    return lens
 
 
 def _read_ros(path: Path) -> tuple[Camera, tuple[float, ...], str]:
-    """Camera, distortion and its model of a YAML of http://wiki.ros.org/camera_calibration_parsers."""
+    """Camera, distortion and its model of a YAML of http://wiki.ros.org/camera_calibration_parsers, or of one that
+    OpenCV's calibration program wrote, which has the same keys."""
+    needs = "it needs image_width, image_height and camera_matrix"
     try:
-        info: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-        fx, _, cx, _, fy, cy, *_ = (float(value) for value in info["camera_matrix"]["data"])
-        coefficients = tuple(float(x) for x in (info.get("distortion_coefficients") or {}).get("data") or [])
-        height, width = int(info["image_height"]), int(info["image_width"])
+        text = path.read_text(encoding="utf-8-sig")
+        if text.startswith("%YAML:"):  # OpenCV's first line is no YAML
+            text = text.partition("\n")[2]
+        info: Any = yaml.load(text, _Loader)
+        if not isinstance(info, dict):
+            raise SequenceError(f"{path}: not a camera_info file; {needs}")
+        fx, _, cx, _, fy, cy, *_ = _numbers(info["camera_matrix"])
+        coefficients = tuple(_numbers(info.get("distortion_coefficients") or []))
+        height, width = _whole(info["image_height"]), _whole(info["image_width"])
         model = str(info.get("distortion_model") or "")
-    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise SequenceError(
-            f"{path}: not a camera_info file ({error!r}); it needs image_width, image_height and camera_matrix.data"
-        ) from None
-    return Camera(fx, fy, cx, cy, height=height, width=width), coefficients, model
+        return Camera(fx, fy, cx, cy, height=height, width=width), coefficients, model
+    except CameraError as error:
+        raise SequenceError(f"{path}: {error}") from None
+    except KeyError as error:
+        raise SequenceError(f"{path}: has no {error.args[0]}; {needs}") from None
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
+        raise SequenceError(f"{path}{line}: not YAML ({error.problem})") from None
+    except (OSError, yaml.YAMLError, TypeError, ValueError) as error:
+        raise SequenceError(f"{path}: not a camera_info file ({error}); {needs}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Knows OpenCV's matrices as what they are, mappings."""
+
+
+def _matrix(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:opencv-matrix", _matrix)
+
+
+def _numbers(value: Any) -> list[float]:
+    """The numbers of a matrix, which is a mapping with ``data``, a list, or a list of rows."""
+    data = value["data"] if isinstance(value, dict) else value
+    return [number for row in data or [] for number in (_numbers(row) if isinstance(row, list) else [float(row)])]
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{value!r} is no number of pixels")
+    return value

@@ -13,7 +13,7 @@ from convlstm_vo.geometry.camera import Camera
 from convlstm_vo.geometry.trajectory import Trajectory, read_kitti, read_times
 from convlstm_vo.sequences.base import Frame, SequenceError, read_image
 
-_IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 
 def read_calibration(path: Path) -> dict[str, NDArray[np.float64]]:
@@ -23,9 +23,11 @@ def read_calibration(path: Path) -> dict[str, NDArray[np.float64]]:
         SequenceError: no such file, or a row that does not have 12 finite numbers.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise SequenceError(f"{path}: cannot be read ({error}); a KITTI sequence needs its calibration") from None
+        raise SequenceError(
+            f"{path}: cannot be read ({error}); it should be a calibration like KITTI's calib.txt, with lines P0: …"
+        ) from None
     matrices = {}
     for number, line in enumerate(lines, start=1):
         key, _, values = line.partition(":")
@@ -138,7 +140,7 @@ def list_images(folder: Path) -> list[Path]:
     images = [
         path
         for path in folder.iterdir()
-        if path.suffix.lower() in _IMAGES and not path.name.startswith(".")  # macOS puts ._000000.png beside
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")  # macOS puts ._000000.png beside
     ]
     if not images:
         raise SequenceError(f"{folder}: no images (PNG, JPEG, BMP or TIFF) in this folder")
@@ -146,9 +148,8 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def sequence_names(root: Path | str) -> list[str]:
-    """Names of all sequences of a KITTI tree."""
-    folder = Path(root) / "sequences"
-    return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    """Names of all sequences of a KITTI tree that have images; its calibrations come in folders without any."""
+    return sorted({path.parent.name for path in Path(root).glob("sequences/*/image_[0-3]")})
 
 
 def open_kitti(

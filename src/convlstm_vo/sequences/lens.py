@@ -134,7 +134,7 @@ class Lens:
 
 def bends(coefficients: tuple[float, ...]) -> bool:
     """Whether a ``plumb_bob`` lens with these coefficients does anything."""
-    return any(abs(value) > _STRAIGHT for value in coefficients)
+    return not all(abs(value) <= _STRAIGHT for value in coefficients)  # one that is no number bends, and is refused
 
 
 def lens_of(camera: Camera, coefficients: tuple[float, ...], model: str, source: str) -> Lens | None:

@@ -16,7 +16,7 @@ import numpy as np
 from convlstm_vo.geometry.camera import Camera
 from convlstm_vo.geometry.trajectory import FRAME_PERIOD_S, Trajectory, read_times
 from convlstm_vo.sequences.base import Frame, SequenceError, read_image
-from convlstm_vo.sequences.kitti import list_images
+from convlstm_vo.sequences.kitti import IMAGE_SUFFIXES, list_images
 
 # Intrinsics that need to know the image's (height, width) first, e.g. those of a field of view.
 CameraFor = Callable[[int, int], Camera]
@@ -149,11 +149,14 @@ class VideoStream:
 
     def __init__(self, source: Path | str | int, camera_for: CameraFor) -> None:
         self.source = str(source)
+        if not isinstance(source, int):
+            _check_is_no_other_file(Path(source))
         self.name = f"camera{source}" if isinstance(source, int) else Path(source).stem
         self._capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))
         ok, first = self._capture.read() if self._capture.isOpened() else (False, None)
         if not ok or first is None:
-            raise SequenceError(f"{self.source}: cannot be opened as a video (OpenCV found no frame in it)")
+            what = "camera number " * isinstance(source, int) + self.source
+            raise SequenceError(f"{what}: cannot be opened as a video (OpenCV found no frame in it)")
         self._first: Any = first
         height, width = first.shape[:2]
         self.camera = check_size(camera_for(height, width), height, width, self.source)
@@ -189,3 +192,15 @@ class VideoStream:
 
     def _told_s(self) -> float:
         return float(self._capture.get(cv2.CAP_PROP_POS_MSEC)) / 1000
+
+
+def _check_is_no_other_file(path: Path) -> None:
+    """ffmpeg plays texts and single images as videos; nobody means that."""
+    if not path.is_file():
+        return
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        raise SequenceError(f"{path}: is one image; name the folder of them")
+    with path.open("rb") as stream:
+        start = stream.read(512)
+    if start and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in start):
+        raise SequenceError(f"{path}: is a text, not a video (to compare trajectories: `convlstm-vo score`)")

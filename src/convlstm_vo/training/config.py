@@ -48,6 +48,8 @@ class WorldConfig:
     def __post_init__(self) -> None:
         if self.drives < 0 or self.frames < 2:
             raise TrainError(f"--world.drives {self.drives}, --world.frames {self.frames}: at least 0 and 2")
+        if not 0 < self.fps < math.inf:
+            raise TrainError(f"--world.fps {self.fps}: must be positive")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +156,9 @@ class TrainConfig:
             "curriculum_epochs",
         ):
             if not getattr(self, name) >= 0:
-                raise TrainError(f"--{name.replace('_', '-')} {getattr(self, name)}: must not be negative")
+                raise TrainError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)}: must be a number of at least 0"
+                )
         if not self.lr > 0:
             raise TrainError(f"--lr {self.lr}: must be positive")
         if not 0 <= self.ema < 1:

@@ -349,6 +349,13 @@ def run_finetune(options: FinetuneOptions, out: Path, seed: int, *, processes: i
         raise TrainError(f"--checkpoint {before}: would be replaced by the new weights; name another --out")
     net = _load(before, options.camera_height)
     training, unseen = open_drives(options, net.config.camera_height)
+    for drive in unseen:
+        truth = drive.truth[drive.frames.start : drive.frames.stop, :3, 3]
+        if np.linalg.norm(np.diff(truth, axis=0), axis=1).max() <= _MOVING_M:
+            raise TrainError(
+                f"{drive.label}: the camera never moves there, so nothing can be measured; --validate on other "
+                "frames"
+            )
     cells = cache_frames(net, training, out / "cells" / "own", seed)
     figures = [measure_frames(net, unseen, "before")]
     config = WeighConfig(steps=options.steps, lr=options.lr, warmup=min(20, options.steps), seed=seed)

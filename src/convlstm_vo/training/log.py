@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -46,6 +47,7 @@ class TrainingLog:
         self._progress: Progress | None = None
         self._smooth: dict[str, float] = {}
         self._last_line = 0.0
+        self._losses: list[float] = []  # of this epoch's steps
 
     def message(self, text: str) -> None:
         """One line on the terminal."""
@@ -66,6 +68,7 @@ class TrainingLog:
     def started(self, trainer: Trainer) -> Iterator[None]:
         """Within the block a progress bar stands on the terminal and files are open."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._losses = self._told(trainer.progress.epoch)
         if not self.quiet:
             self._writer = _tensorboard(self.folder, self, trainer.progress.updates)
         columns = [
@@ -98,6 +101,9 @@ class TrainingLog:
         """After each step: its loss and speed."""
         pairs = batch.motions.shape[0] * batch.motions.shape[1] * trainer.accelerator.num_processes
         figures = {"loss": loss, "seconds_per_step": seconds, "pairs_per_second": pairs / seconds}
+        if trainer.progress.step == 1:
+            self._losses.clear()
+        self._losses.append(loss)
         for name, value in figures.items():
             self._smooth[name] = _SMOOTHING * self._smooth.get(name, value) + (1 - _SMOOTHING) * value
         self._show(trainer)
@@ -113,10 +119,16 @@ class TrainingLog:
         }
         self._record(trainer, "validation", figures)
         self.message(
-            f"epoch {trainer.progress.epoch:4d}  train loss {self._smooth.get('loss', float('nan')):.4g}  "
+            f"epoch {trainer.progress.epoch:4d}  train loss {np.mean(self._losses or np.nan):.4g}  "
             f"validation loss {result.loss:.4g}, translation error {result.translation_percent:.2f} % of the path, "
             f"rotation error {result.rotation_deg:.3f} deg a frame{'  (best)' if better else ''}"
         )
+
+    def _told(self, epoch: int) -> list[float]:
+        """Losses of the steps of an epoch that history.jsonl has: those before a run was interrupted."""
+        path = self.folder / "history.jsonl"
+        rows = map(json.loads, path.read_text(encoding="utf-8").splitlines()) if path.exists() else ()
+        return [row["loss"] for row in rows if row["kind"] == "train" and row["epoch"] == epoch]
 
     def _show(self, trainer: Trainer) -> None:
         s = self._smooth

@@ -199,8 +199,9 @@ class Trainer:
         if not math.isfinite(value):
             shown = "; ".join(self._describe(clip) for clip in batch.clips[:4])
             last = next(iter(self.checkpoints.candidates()), "none")
+            where = f"epoch {self.progress.epoch + 1}, step {self.progress.step}"
             raise TrainError(
-                f"the {what} is {value} in epoch {self.progress.epoch}, step {self.progress.step} ({shown}, …); "
+                f"the {what} is {value} in {where} ({shown}, …); "
                 f"lower --lr or --clip-gradient; the last good checkpoint is {last}"
             )
         return value

@@ -7,10 +7,13 @@ import functools
 import json
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 
 from convlstm_vo.config import to_dict
 from convlstm_vo.geometry.files import write_atomically
+from convlstm_vo.models.checkpoint import read_config
+from convlstm_vo.models.network import OdometryNet
 from convlstm_vo.progress import progress
 from convlstm_vo.sequences.base import Sequence
 from convlstm_vo.sequences.kitti import open_kitti, sequence_names
@@ -29,6 +32,7 @@ def run_training(config: TrainConfig) -> Path:
     With ``find_lr`` nothing is trained: learning rates are tried, and the picture of their losses is returned.
     Under `accelerate launch` every process calls this.
     """
+    check_network(config)
     processes = PartialState(cpu=config.device == "cpu")
     with processes.local_main_process_first():  # which fills the cache, the others map what they find
         training, validation = load_training_data(config, quiet=not processes.is_local_main_process)
@@ -47,6 +51,14 @@ def run_training(config: TrainConfig) -> Path:
     finally:
         if isinstance(training, EpochStream):
             training.close()
+
+
+def check_network(config: TrainConfig) -> None:
+    """Raise ModelError or CheckpointError for a network that cannot be built, or begun: decoding takes long."""
+    with torch.device("meta"):
+        OdometryNet(config.model)
+    if config.init is not None:
+        read_config(config.init)
 
 
 def check_out(config: TrainConfig) -> None:
