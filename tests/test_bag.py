@@ -180,6 +180,19 @@ def test_intrinsics_come_from_the_bag(tmp_path: Path, kind: str) -> None:
     assert rectified.camera == Camera(110, 111, 78, 46, height=HEIGHT, width=WIDTH) and rectified.lens is None
 
 
+def test_times_increase_whatever_the_stamps(tmp_path: Path) -> None:
+    stamps = [10**9 * 5, 10**9 * 5, 10**9 * 4, 10**9 * 6]
+    pixels = noise(4, HEIGHT, WIDTH)
+    path = write(
+        tmp_path / "odd",
+        lambda s: [("/image", 10**9 + i, image(s, pixels[i], "mono8", stamps[i])) for i in range(4)],
+    )
+    stream = BagStream(path, field_of_view)
+    for _ in range(2):
+        np.testing.assert_allclose([frame.timestamp_s for frame in stream], [5.0, 5.001, 5.002, 6.0])
+        assert stream.restamped == 2
+
+
 def test_a_bag_s_lens_bends_the_mask_too_and_names_are_no_sign_of_rectification(tmp_path: Path) -> None:
     def make(topic: str, model: str, distortion: list[float]) -> Callable[[Any], Messages]:
         P = [110.0, 0, 78.0, 0, 0, 111.0, 46.0, 0, 0, 0, 1, 0]

@@ -276,6 +276,8 @@ def run(argv: list[str]) -> None:
             print(f"{count} frame{'s' * (count != 1)}, {rate}: {out / 'trajectory.txt'}")
             if whole and total and count < 0.95 * total - 1:
                 print(f"Warning: the file claims {total} frames; it may be damaged from there on", file=sys.stderr)
+            if restamped := getattr(stream, "restamped", 0):
+                print(f"{restamped} images had stamps that did not follow the one before; they got later ones")
             if dropped := getattr(stream, "dropped", 0):
                 print(f"{dropped} frames of the live source came meanwhile and were left out")
             if lost:

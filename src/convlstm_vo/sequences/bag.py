@@ -6,6 +6,8 @@ No ROS is needed: ``pip install 'convlstm-vo[bags]'`` brings a reader.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +62,7 @@ class BagStream:
 
     Attributes:
         approximate_length: the number of images.
+        restamped: images read so far whose stamps did not follow the one before, which got one a millisecond later.
 
     Raises:
         SequenceError: not a readable bag, no or several topics of images, an encoding that is not of a camera, or
@@ -67,6 +70,7 @@ class BagStream:
     """
 
     trajectory = None
+    restamped = 0
 
     def __init__(self, path: Path | str, camera_for: CameraFor | None = None, *, topic: str | None = None) -> None:
         self.path = Path(path)
@@ -87,12 +91,17 @@ class BagStream:
                 self.camera = self._from_info(reader, height, width)
 
     def __iter__(self) -> Iterator[Frame]:
+        self.restamped, last_s = 0, -math.inf
         with _opened(self.path) as reader:
             for frame in self._read(reader):
+                if frame.timestamp_s <= last_s:
+                    frame = dataclasses.replace(frame, timestamp_s=last_s + 1e-3)
+                    self.restamped += 1
+                last_s = frame.timestamp_s
                 if frame.image.shape[:2] != self._size:
                     raise SequenceError(f"{frame.source}: the image has another size than the first one")
                 if self.lens is not None:
-                    frame = Frame(self.lens.undistort(frame.image), frame.timestamp_s, frame.index, frame.source)
+                    frame = dataclasses.replace(frame, image=self.lens.undistort(frame.image))
                 yield frame
 
     def _read(self, reader: AnyReader) -> Iterator[Frame]:

@@ -187,5 +187,10 @@ class Undistorted:
         """Frames of a live source that came while others were looked at."""
         return int(getattr(self._stream, "dropped", 0))
 
+    @property
+    def restamped(self) -> int:
+        """Of a bag; see `BagStream`."""
+        return int(getattr(self._stream, "restamped", 0))
+
     def __iter__(self) -> Iterator[Frame]:
         return (dataclasses.replace(frame, image=self.lens.undistort(frame.image)) for frame in self._stream)
