@@ -42,7 +42,7 @@ class VehicleCalibration:
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
             if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
-                raise CalibrationError(f"{name} is {value!r}, but must be a number, of at most {_LARGEST:g}")
+                raise CalibrationError(f"{name} is {value!r}, but must be a finite number, {_LARGEST:g} at most")
         if not 0.1 <= self.camera_height_m <= 20:
             raise CalibrationError(
                 f"camera height {self.camera_height_m} m: must lie between 0.1 and 20 m above the road; measure it "
