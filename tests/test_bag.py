@@ -181,15 +181,15 @@ def test_intrinsics_come_from_the_bag(tmp_path: Path, kind: str) -> None:
 
 
 def test_times_increase_whatever_the_stamps(tmp_path: Path) -> None:
-    stamps = [10**9 * 5, 10**9 * 5, 10**9 * 4, 10**9 * 6]
-    pixels = noise(4, HEIGHT, WIDTH)
+    stamps = [int(1e9 * t) for t in (5.0, 5.0, 5.2, 4.9, 5.1)]  # twice the same; and a clock that is set back
+    pixels = noise(5, HEIGHT, WIDTH)
     path = write(
         tmp_path / "odd",
-        lambda s: [("/image", 10**9 + i, image(s, pixels[i], "mono8", stamps[i])) for i in range(4)],
+        lambda s: [("/image", 10**9 + i, image(s, pixels[i], "mono8", stamps[i])) for i in range(5)],
     )
     stream = BagStream(path, field_of_view)
     for _ in range(2):
-        np.testing.assert_allclose([frame.timestamp_s for frame in stream], [5.0, 5.001, 5.002, 6.0])
+        np.testing.assert_allclose([frame.timestamp_s for frame in stream], [5.0, 5.1, 5.3, 5.5, 5.7])
         assert stream.restamped == 2
 
 

@@ -85,6 +85,16 @@ def test_tensorflow_weights_of_other_options_are_refused(shared: Path) -> None:
         load_tensorflow_weights(ConvLSTMCell(8, 12, peepholes=True, image_size=(6, 20)), weights)
 
 
+def test_tensorflow_weights_of_another_cell_beside_are_refused(shared: Path) -> None:
+    weights, _, _ = reference(shared, "gru")
+    cell = ConvGRUCell(16, 12)
+    name = next(iter(weights))
+    with pytest.raises(ModelError, match="TensorFlow weights foo are not of such a cell"):
+        load_tensorflow_weights(cell, {**weights, "foo": weights[name]})
+    with pytest.raises(ModelError, match="are there twice; give those of one cell"):
+        load_tensorflow_weights(cell, {**weights, f"cell_1/{name}": weights[name]})
+
+
 def test_stacked_lstm_equals_torch_lstm() -> None:
     cell, theirs = StackedLSTM(7, 5, layers=2), nn.LSTM(7, 5, num_layers=2, batch_first=True)
     order = [0, 2, 1, 3]  # ours i, j, f, o; torch's i, f, g, o

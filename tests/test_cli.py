@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -231,6 +232,28 @@ def test_mistakes_on_the_command_line(tree: Path, tmp_path: Path, capsys: pytest
         train_arguments(tree, tmp_path, "--sequences", "05"), capsys
     )
     assert "sequences/NAME" in fails(["evaluate", "--data", str(tmp_path / "nowhere")], capsys)
+    (tree / "sequences" / "02" / "image_0").mkdir(parents=True)
+    short = tree / "sequences" / "02"
+    first = tree / "sequences" / "00"
+    shutil.copy(first / "calib.txt", short)
+    (short / "times.txt").write_text("0.0\n")
+    (tree / "poses" / "02.txt").write_text("1 0 0 0 0 1 0 0 0 0 1 0\n")
+    shutil.copy(first / "image_0" / "000000.png", short / "image_0")
+    for options, message in (
+        (["--world.drives", "2", "--sequences", "00"], "--sequences: not with --world.drives"),
+        (["--world.drives", "2", "--world.fps", "0"], "--world.fps 0.0: must be positive"),
+        (["--weight-decay", "nan"], "--weight-decay nan: must be a number of at least 0"),
+        (["--validate", "02"], "--validate 02: has 1 frame, so no motion"),
+        (["--model.cell", "lsmt"], "unknown cell 'lsmt'; did you mean 'lstm'"),
+        (["--init", str(tmp_path / "nope")], "nope: no checkpoint there"),
+    ):
+        assert message in fails(train_arguments(tree, tmp_path, *options), capsys)
+    assert not (tmp_path / "cache").exists()  # nothing was decoded before
+    evaluate = ["evaluate", "--data", str(tree)]
+    assert "--save: is of a network" in fails([*evaluate, "--baselines-only", "--save", "x"], capsys)
+    assert "is a folder; name a file" in fails([*evaluate, "--json", str(tmp_path)], capsys)
+    assert "--epochs 0: must be at least 1" in fails(["demo", "--epochs", "0"], capsys)
+    assert "--frames 8: must be at least 20" in fails(["train-geometric", "--frames", "8"], capsys)
 
 
 def test_a_run_is_not_overwritten(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,9 +25,11 @@ from convlstm_vo.training.cell_drives import CellDrive, bent
 from convlstm_vo.training.config import TrainError
 from convlstm_vo.training.finetune import (
     FinetuneOptions,
+    OwnDrive,
     cells_of_frames,
     looking_as_driven,
     motion_figures,
+    moves,
     open_drives,
     overall,
     worsened,
@@ -371,6 +373,13 @@ def test_other_weights_drives_and_damaged_states_do_not_go_on(drives, whole, tmp
     (tmp_path / "weights-last.pt").write_bytes((whole[0] / "weights-last.pt").read_bytes()[:5000])
     with pytest.raises(TrainError, match=r"is damaged .*; remove weights-last.pt to train this stage"):
         train_weights(loaded(), drives, drives, SHORT, tmp_path)
+
+
+def test_a_camera_that_stands_cannot_be_measured():
+    poses = np.tile(np.eye(4), (9, 1, 1))
+    poses[:, 2, 3] = [0, 0, 0, 0, 0, 0, 0, 1, 2]
+    standing, moving = (OwnDrive(None, range(*part), poses, 1.65) for part in ((0, 7), (5, 9)))
+    assert moves(moving) and not moves(standing)
 
 
 def test_a_log_holds_no_row_twice(tmp_path):

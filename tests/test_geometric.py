@@ -366,6 +366,8 @@ def test_mounting_is_found_and_saved(tmp_path):
         ({"pitch_rad": 1.0}, "under 0.3"),
         ({"tilt": 1.0}, "tilt is not part of a calibration"),
         ({"pitch_precision": -1}, "pitch_precision -1: must not be negative"),
+        ({"yaw_precision": 1e13}, "must be a finite number, 1e.12 at most"),
+        ({"camera_height_m": True}, "camera_height_m is True"),
         ({}, "has no camera_height_m"),
     ],
 )

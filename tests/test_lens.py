@@ -126,6 +126,9 @@ def test_a_file_of_opencv_and_one_written_by_hand(tmp_path: Path) -> None:
     )
     expected = Lens(CAMERA, (-0.28, 0.07, 0.0002, -0.0004, 0.0))
     assert lens_from_ros(path) == expected
+    fisheye = path.read_text().replace(", 0. ]", " ]") + "fisheye_model: 1\n"
+    path.write_text(fisheye)
+    assert lens_from_ros(path) == Lens(CAMERA, (-0.28, 0.07, 0.0002, -0.0004), "equidistant")
     path.write_text(
         "image_width: 320\nimage_height: 240\ncamera_matrix: [[210, 0, 158], [0, 205, 118], [0, 0, 1]]\n"
         "distortion_coefficients: [-0.28, 0.07, 0.0002, -0.0004, 0]\n"

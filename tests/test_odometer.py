@@ -259,6 +259,8 @@ def test_masks_that_cannot_be(sequence: KittiSequence, tmp_path: Path) -> None:
     painted[:5, :, :3] = 9  # black as JPEG has it
     cv2.imwrite(str(path), painted)
     found = read_mask(path, camera)
+    cv2.imwrite(str(path), (found > 0).astype(np.uint8))  # labels
+    np.testing.assert_array_equal(read_mask(path, camera), found)
     assert not found[-9:].any() and not found[:5].any() and (found[5:-9] == 255).all()
     path.write_bytes(b"no image")
     with pytest.raises(SequenceError, match="the PNG is truncated"):

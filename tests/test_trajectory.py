@@ -101,7 +101,10 @@ def test_standing_still_cannot_be_aligned() -> None:
         (f"{ROW}\n{ROW.replace('1 0', 'nan 0', 1)}\n", "line 2: 'nan' is not a finite number"),
         (f"{ROW}\n# a comment\n{ROW.replace('1 0', 'one 0', 1)}\n", "line 3: 'one' is not a finite number"),
         (ROW.replace("1", "2"), "pose 1: its 3x3 part is not a rotation"),
-        ("-" + ROW, "pose 1: its 3x3 part is not a rotation"),
+        ("-" + ROW, r"pose 1: its 3x3 part is not a rotation \(it is mirrored\)"),
+        (ROW[:-1] + "1e200", r"a position is 1e\+200 m from the origin"),
+        (f"0 {ROW}\n1.5 {ROW}\n", "pose 2: 1.5 is no frame number"),
+        (f"-1 {ROW}\n1 {ROW}\n", "pose 1: -1 is no frame number"),
         ("", "the file is empty"),
     ],
 )
@@ -111,6 +114,20 @@ def test_wrong_kitti_files_are_refused_with_their_line(tmp_path: Path, text: str
     with pytest.raises(TrajectoryError, match=message) as caught:
         read_kitti(file)
     assert str(file) in str(caught.value)
+
+
+def test_a_row_of_no_known_format_is_told_of_both(tmp_path: Path) -> None:
+    (tmp_path / "poses.txt").write_text(f"{ROW} 0 0 0 1\n")  # all of the 4x4 matrix
+    with pytest.raises(TrajectoryError, match=r"line 1: 16 values, where a row of KITTI has 12 .* TUM 8"):
+        read_trajectory(tmp_path / "poses.txt")
+
+
+def test_parts_of_a_trajectory_fit_each_other() -> None:
+    times, poses = np.arange(2.0), np.tile(np.eye(4), (2, 1, 1))
+    with pytest.raises(TrajectoryError, match="2 time stamps need 2 frame numbers"):
+        Trajectory(times, poses, np.arange(5))
+    with pytest.raises(TrajectoryError, match="NaN or infinity"):
+        Trajectory(np.array([0.0, np.inf]), poses)
 
 
 def test_wrong_tum_files_are_refused(tmp_path: Path) -> None:
@@ -136,6 +153,15 @@ def test_real_files_of_all_kinds_are_recognised(shared: Path, name: str, frames:
     assert has_own_times(file) == own_times
     if name.endswith("indexed"):
         assert trajectory.frames is not None and trajectory.frames[0] == 2
+
+
+def test_paths_that_lead_nowhere(tmp_path: Path) -> None:
+    path = Trajectory.from_motions(np.ones((3, 6)))
+    (tmp_path / "file").touch()
+    with pytest.raises(files.WriteError, match="a folder of its path is a file"):
+        path.write_kitti(tmp_path / "file" / "poses.txt")
+    with pytest.raises(files.WriteError, match="is a folder; name a file"):
+        path.write_kitti(tmp_path)
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

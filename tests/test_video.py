@@ -173,6 +173,12 @@ def test_sources_that_cannot_be_opened(tmp_path: Path, folder: Path, video: Path
     text.write_text("not a video")
     with pytest.raises(SequenceError, match="is a text, not a video"):
         open_stream(str(text), field_of_view)
+    text.write_text("ein Text, kein Video: äöü")
+    with pytest.raises(SequenceError, match="is a text, not a video"):
+        open_stream(str(text), field_of_view)
+    (tmp_path / "list.m3u8").write_text("#EXTM3U")  # may name one
+    with pytest.raises(SequenceError, match="cannot be opened as a video"):
+        open_stream(str(tmp_path / "list.m3u8"), field_of_view)
     text.write_bytes(bytes(range(256)))
     with pytest.raises(SequenceError, match="cannot be opened as a video"):
         open_stream(str(text), field_of_view)

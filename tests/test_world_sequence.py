@@ -168,6 +168,8 @@ def test_impossible_options_are_refused(tmp_path: Path) -> None:
         config(tmp_path, fov=0.0)
     with pytest.raises(WorldError, match="frames"):
         dataclasses.replace(config(tmp_path), frames=0)
+    with pytest.raises(WorldError, match=r"camera_pitch is 2\.0: --mounting random draws it"):
+        config(tmp_path, mounting="random", camera_pitch=2.0)
 
 
 def test_importing_the_world_loads_no_compiler() -> None:

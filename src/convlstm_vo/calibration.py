@@ -98,11 +98,14 @@ def check_track(track: Trajectory, timed: bool, times_s: list[float], source: st
     """
     if not timed and len(track) != len(times_s):
         raise CalibrationError(
-            f"{source}: {len(track)} poses for {len(times_s)} frames; a track without times needs one for each"
+            f"{source}: {len(track)} poses for {len(times_s)} frames; a track without times needs one for each "
+            "(give times, in TUM's format, or its length by --distance)"
         )
     took, film = (float(t[-1] - t[0]) for t in (track.timestamps_s, times_s))
     if timed and abs(took - film) > max(1.0, 0.05 * film):
-        raise CalibrationError(f"{source}: takes {took:.1f} s, but the frames {film:.1f} s; cut one of them")
+        raise CalibrationError(
+            f"{source}: takes {took:.1f} s, but the frames {film:.1f} s; cut one of them, or set --fps"
+        )
 
 
 LEAST_TURN_RAD = 0.5  # of a drive whose turns say something about the focal length

@@ -330,7 +330,7 @@ class CalibrateOptions:
     distance: float | None = None
     """Metres that the car drove from the first to the last frame (odometer, map)."""
     track: Path | None = None
-    """Or its true trajectory (GPS), a KITTI or TUM file."""
+    """Or its true trajectory (GPS): a TUM file, with times of any clock, or a KITTI file, a pose for each frame."""
     out: Path = Path("calibration.json")
     """File to write, for --calibration."""
     camera_height: float = 1.65

@@ -349,7 +349,8 @@ def read_mask(path: Path, camera: Camera) -> Image:
             f"{path}: the mask is {mask.shape[0]}x{mask.shape[1]}, but the camera's images are {camera.height}x"
             f"{camera.width} (height x width); draw it on one of them"
         )
-    seen = mask.reshape(camera.height, camera.width, -1).max(2) >= 128  # JPEG's black is not quite 0
+    mask = mask.reshape(camera.height, camera.width, -1).max(2)
+    seen = 2 * mask.astype(int) > mask.max()  # JPEG's black is not quite 0, and white may be 1
     if not seen.any():
         raise OdometryError(f"{path}: the mask is black all over; black is what to leave out, white the world")
     return np.where(seen, np.uint8(255), np.uint8(0))

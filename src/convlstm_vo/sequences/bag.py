@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 
 from convlstm_vo.geometry.camera import Camera
+from convlstm_vo.geometry.trajectory import FRAME_PERIOD_S
 from convlstm_vo.sequences.base import Frame, Image, SequenceError, decode_image
 from convlstm_vo.sequences.lens import Lens, lens_of
 from convlstm_vo.sequences.video import CameraFor, check_size
@@ -62,7 +63,8 @@ class BagStream:
 
     Attributes:
         approximate_length: the number of images.
-        restamped: images read so far whose stamps did not follow the one before, which got one a millisecond later.
+        restamped: images read so far whose stamps did not follow the one before. The clock is then taken to have
+            been set back: these and all later images get times that go on from there.
 
     Raises:
         SequenceError: not a readable bag, no or several topics of images, an encoding that is not of a camera, or
@@ -91,13 +93,17 @@ class BagStream:
                 self.camera = self._from_info(reader, height, width)
 
     def __iter__(self) -> Iterator[Frame]:
-        self.restamped, last_s = 0, -math.inf
+        self.restamped, last_s, shift_s, period_s = 0, -math.inf, 0.0, FRAME_PERIOD_S
         with _opened(self.path) as reader:
             for frame in self._read(reader):
-                if frame.timestamp_s <= last_s:
-                    frame = dataclasses.replace(frame, timestamp_s=last_s + 1e-3)
+                now_s = frame.timestamp_s + shift_s
+                if now_s <= last_s:
+                    shift_s += last_s + period_s - now_s
+                    now_s = last_s + period_s
                     self.restamped += 1
-                last_s = frame.timestamp_s
+                elif last_s > -math.inf:
+                    period_s = min(now_s - last_s, 1.0)
+                frame, last_s = dataclasses.replace(frame, timestamp_s=now_s), now_s
                 if frame.image.shape[:2] != self._size:
                     raise SequenceError(f"{frame.source}: the image has another size than the first one")
                 if self.lens is not None:

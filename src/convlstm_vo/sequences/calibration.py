@@ -64,13 +64,7 @@ def lens_from_ros(path: Path) -> Lens | None:
     Raises:
         SequenceError: not such a file, or a distortion model that is not known.
     """
-    try:
-        lens = lens_of(*_read_ros(path), str(path))
-        if lens is not None:
-            _ = lens.rectified
-    except SequenceError as error:
-        raise error if str(path) in str(error) else SequenceError(f"{path}: {error}") from None
-    return lens
+    return lens_of(*_read_ros(path), str(path))
 
 
 def _read_ros(path: Path) -> tuple[Camera, tuple[float, ...], str]:
@@ -87,7 +81,8 @@ def _read_ros(path: Path) -> tuple[Camera, tuple[float, ...], str]:
         fx, _, cx, _, fy, cy, *_ = _numbers(info["camera_matrix"])
         coefficients = tuple(_numbers(info.get("distortion_coefficients") or []))
         height, width = _whole(info["image_height"]), _whole(info["image_width"])
-        model = str(info.get("distortion_model") or "")
+        # OpenCV's program says so of a fisheye, and nothing of the others.
+        model = str(info.get("distortion_model") or ("equidistant" if info.get("fisheye_model") else ""))
         return Camera(fx, fy, cx, cy, height=height, width=width), coefficients, model
     except CameraError as error:
         raise SequenceError(f"{path}: {error}") from None

@@ -144,7 +144,8 @@ def lens_of(camera: Camera, coefficients: tuple[float, ...], model: str, source:
         camera: K of the image as it comes. model: ``distortion_model``. source: for messages.
 
     Raises:
-        SequenceError: a distortion model that is not known, or coefficients that it does not have.
+        SequenceError: a distortion model that is not known, coefficients that it does not have, or that fold the
+            image over.
     """
     known = LENS_MODELS.get(model)
     # A fisheye is no pinhole even if all of its coefficients are 0.
@@ -156,7 +157,12 @@ def lens_of(camera: Camera, coefficients: tuple[float, ...], model: str, source:
             f"{source}: distortion_model '{model}' is not known; it may be {names}; rectify the images "
             "(image_proc) first, and give the rectified camera"
         )
-    return Lens(camera, coefficients, known)
+    try:
+        lens = Lens(camera, coefficients, known)
+        _ = lens.rectified
+    except SequenceError as error:
+        raise SequenceError(f"{source}: {error}") from None
+    return lens
 
 
 class Undistorted:

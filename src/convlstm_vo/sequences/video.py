@@ -194,13 +194,22 @@ class VideoStream:
         return float(self._capture.get(cv2.CAP_PROP_POS_MSEC)) / 1000
 
 
+_PLAYLISTS = (".m3u8", ".m3u", ".sdp", ".mpd", ".ffconcat")  # texts that name videos
+_TEXT = {*b"\t\n\r", *range(32, 127), *range(128, 256)}  # bytes; a video has zeros
+
+
 def _check_is_no_other_file(path: Path) -> None:
     """ffmpeg plays texts and single images as videos; nobody means that."""
     if not path.is_file():
         return
     if path.suffix.lower() in IMAGE_SUFFIXES:
         raise SequenceError(f"{path}: is one image; name the folder of them")
-    with path.open("rb") as stream:
-        start = stream.read(512)
-    if start and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in start):
+    if path.suffix.lower() in _PLAYLISTS:
+        return
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(512)
+    except OSError as error:
+        raise SequenceError(f"{path}: cannot be read ({error.strerror})") from None
+    if start and not set(start) - _TEXT:
         raise SequenceError(f"{path}: is a text, not a video (to compare trajectories: `convlstm-vo score`)")

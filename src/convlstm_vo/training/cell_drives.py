@@ -186,16 +186,17 @@ def _cache_one(
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     path = folder / f"{drive.name}-{made_with:08x}.npz"
-    for other in folder.glob(f"{drive.name}[-.]*"):
-        if other != path:
-            other.unlink()
     try:
-        return cached(
+        found = cached(
             path,
             lambda: cells_of(net, open_drive(drive) if isinstance(drive, Path) else drive, seed, plain=plain),
         )
     finally:
         torch.set_num_threads(before)
+    for other in folder.glob(f"{drive.name}[-.]*"):
+        if other != path:
+            other.unlink(missing_ok=True)
+    return found
 
 
 def mirrored(drive: CellDrive) -> CellDrive:

@@ -349,13 +349,12 @@ def run_finetune(options: FinetuneOptions, out: Path, seed: int, *, processes: i
         raise TrainError(f"--checkpoint {before}: would be replaced by the new weights; name another --out")
     net = _load(before, options.camera_height)
     training, unseen = open_drives(options, net.config.camera_height)
-    for drive in unseen:
-        truth = drive.truth[drive.frames.start : drive.frames.stop, :3, 3]
-        if np.linalg.norm(np.diff(truth, axis=0), axis=1).max() <= _MOVING_M:
-            raise TrainError(
-                f"{drive.label}: the camera never moves there, so nothing can be measured; --validate on other "
-                "frames"
-            )
+    if not any(moves(drive) for drive in unseen):
+        names = ", ".join(drive.label for drive in unseen)
+        raise TrainError(
+            f"{names}: the camera moves less than {_MOVING_M} m a frame in all of these, so neither way nor scale "
+            "can be measured; --validate on others"
+        )
     cells = cache_frames(net, training, out / "cells" / "own", seed)
     figures = [measure_frames(net, unseen, "before")]
     config = WeighConfig(steps=options.steps, lr=options.lr, warmup=min(20, options.steps), seed=seed)
@@ -365,6 +364,12 @@ def run_finetune(options: FinetuneOptions, out: Path, seed: int, *, processes: i
     save_checkpoint(after, net, extra_files={"NOTICE.txt": lambda path: write_atomically(path, notice)})
     _report(figures[0], figures[1], (before, after), out)
     return after
+
+
+def moves(drive: OwnDrive) -> bool:
+    """Whether there is a motion long enough to be measured."""
+    positions_xyz = drive.truth[drive.frames.start : drive.frames.stop, :3, 3]
+    return bool((np.linalg.norm(np.diff(positions_xyz, axis=0), axis=1) > _MOVING_M).any())
 
 
 def _load(folder: Path, camera_height: float | None) -> GeometricNet:

@@ -328,7 +328,6 @@ class WeighRun:
     def __init__(self, net: GeometricNet, drives: Sequence[CellDrive], config: WeighConfig, out: Path) -> None:
         self.net, self.config = net, config
         self._file = StateFile(out / "weights-last.pt", run_settings(net, drives, config))
-        torch.manual_seed(config.seed)
         prepare(net, bfloat16_pays())
         self._parameters = trained_parameters(net, config)
         self.helpers: list[Helper] = []

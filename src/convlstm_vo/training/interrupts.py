@@ -53,7 +53,7 @@ def _interrupts(number: signal.Signals) -> bool:
 @contextmanager
 def process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """Processes for jobs. On Ctrl-C, or another error in the block, those at work end their job, and no other
-    begins."""
+    begins, but for one that already waits at their door."""
     ignore = (signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches them too, and would spoil their jobs
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), signal.signal, ignore)
     try:

@@ -68,7 +68,7 @@ class TrainingLog:
     def started(self, trainer: Trainer) -> Iterator[None]:
         """Within the block a progress bar stands on the terminal and files are open."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._losses = self._told(trainer.progress.epoch)
+        self._losses = self._told(trainer.progress.epoch) if trainer.accelerator.is_main_process else []
         if not self.quiet:
             self._writer = _tensorboard(self.folder, self, trainer.progress.updates)
         columns = [

@@ -47,7 +47,7 @@ def check_resumable(trainer: Trainer, folder: Path, state: dict[str, Any]) -> No
         CheckpointError: one of another architecture.
     """
     for key, value in trainer.run_plan.identity().items():
-        if state["run"].get(key) != value:
+        if state["run"].get(key, value) != value:  # earlier versions saved fewer keys
             raise TrainError(
                 f"{folder}: was trained with other sequences or options: {key} was {state['run'].get(key)}, now "
                 f"{value}; resume with the same ones, or start from its weights with --init"
