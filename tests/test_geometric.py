@@ -421,7 +421,6 @@ def test_trains_from_nothing_and_continues(tmp_path):
         unseen=1,
         frames=26,
         flow_steps=1,
-        weigh_drives=1,
         heavy_drives=1,
         leaning_drives=1,
         hilly_drives=1,
