@@ -49,13 +49,13 @@ def test_a_straight_drive_says_nothing_about_the_focal_length():
 
 
 def test_a_track_of_other_frames_is_refused():
-    track, times = turning(0.02, 30), [k / 10 for k in range(30)]
+    track, times = turning(0.02, 30), np.arange(30) / 10
     check_track(track, False, times, "gps.txt")
-    check_track(track, True, [1e9 + t for t in times[:25]], "gps.txt")  # a clock of its own
+    check_track(track, True, 1e9 + times[:25], "gps.txt")  # a clock of its own
     with pytest.raises(CalibrationError, match=r"gps\.txt: 30 poses for 29 frames"):
         check_track(track, False, times[1:], "gps.txt")
     with pytest.raises(CalibrationError, match=r"gps\.txt: takes 2\.9 s, but the frames 9\.9 s.*--fps"):
-        check_track(track, True, [k / 10 for k in range(100)], "gps.txt")
+        check_track(track, True, np.arange(100) / 10, "gps.txt")
 
 
 @pytest.mark.skipif(not KITTI.is_dir(), reason="no ../shared/kitti")
@@ -86,6 +86,9 @@ def test_calibrate_needs_the_road_in_nearly_all_frames(tmp_path, capsys, hidden,
     command = ["calibrate", str(tmp_path / "drive"), "--distance", "25", "--out", str(out)]
     command += ["--intrinsics", "363.6", "363.6", "309.5", "93.5"]
     if accepted:
+        with pytest.raises(SystemExit):
+            cli.main([*command[:5], str(tmp_path), *command[6:]])
+        assert "is a folder; name a file" in capsys.readouterr().err
         with pytest.raises(SystemExit):
             cli.main([*command[:3], "200", *command[4:]])
         assert "--distance: 200.0 m, but with the camera 1.65 m above the road" in capsys.readouterr().err

@@ -163,6 +163,23 @@ def test_what_is_tracked_before_damaged_input_is_kept(
     assert before == ((out / "trajectory.txt").read_text(), (out / "trajectory.png").read_bytes())
 
 
+def test_a_video_that_breaks_off_is_told_of(
+    tree: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, cut = tmp_path / "whole.avi", tmp_path / "cut.avi"
+    writer = cv2.VideoWriter(str(whole), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (WIDTH, HEIGHT))
+    for _ in range(4):
+        for image in sorted((tree / "sequences" / "00" / "image_0").iterdir()):
+            writer.write(cv2.imread(str(image)))
+    writer.release()
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    for path, expected in ((whole, False), (cut, True)):
+        cli.main(
+            ["run", str(path), "--checkpoint", str(checkpoint), "--fov", "80", "--out", str(tmp_path / path.stem)]
+        )
+        assert ("Warning: the file claims 36 frames" in capsys.readouterr().err) == expected
+
+
 def test_mistakes_of_a_run(
     tree: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from convlstm_vo.errors import ConvlstmVoError
 from convlstm_vo.geometry.files import write_atomically
@@ -87,7 +88,26 @@ class VehicleCalibration:
             raise CalibrationError(f"{path}: {error}") from None
 
 
-def check_track(track: Trajectory, timed: bool, times_s: list[float], source: str) -> None:
+def true_height(assumed_m: float, driven_m: float, true_m: float | None, source: str) -> float:
+    """The height of a camera that was taken to be ``assumed_m`` above the road while a way was driven.
+
+    Args:
+        driven_m, true_m: length of the way as it was found, and as it is.
+
+    Raises:
+        CalibrationError: no way, or one that would make the height wrong by more than a factor of 2.
+    """
+    ratio = (true_m or 0.0) / driven_m
+    if not 0.5 < ratio < 2:
+        raise CalibrationError(
+            f"{source}: {true_m or 0:.1f} m, but with the camera {assumed_m:g} m above the road {driven_m:.1f} m "
+            f"were driven, so it would be {assumed_m * ratio:.3g} m above it; check the distance and "
+            "--camera-height, which must be right to a factor of 2"
+        )
+    return assumed_m * ratio
+
+
+def check_track(track: Trajectory, timed: bool, times_s: NDArray[np.float64], source: str) -> None:
     """Whether a track may be that of these frames.
 
     Args:

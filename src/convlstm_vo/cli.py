@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
     from convlstm_vo.calibration import VehicleCalibration
     from convlstm_vo.geometry.camera import Camera
+    from convlstm_vo.geometry.trajectory import Trajectory
     from convlstm_vo.odometer import VisualOdometry
+    from convlstm_vo.recorder import Tally
     from convlstm_vo.sequences.base import Image, Stream
     from convlstm_vo.training.config import TrainConfig
 
@@ -194,35 +196,41 @@ def score(argv: list[str]) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class RunOptions:
-    """Turn a video, a ROS bag, a folder of images, a KITTI sequence folder or a live camera into a trajectory."""
+class InputOptions:
+    """Frames, and the camera that took them."""
 
     input: tyro.conf.Positional[str]
     """Video file or URL, ROS bag, folder of images, KITTI folder sequences/NAME, or the number of a camera."""
-    checkpoint: Path | None = None
-    """Checkpoint folder; by default the weights that come with the package."""
-    camera_height: float | None = None
-    """Metres of the camera above the road, which give the scale; by default 1.65 (KITTI)."""
-    calibration: Path | None = None
-    """Vehicle calibration that an earlier run or `convlstm-vo calibrate` wrote, instead of --camera-height."""
     mask: Path | None = None
     """Image of the frames' size, black where they show the car (bonnet, dashboard). Without it, a bonnet that shows
     texture is found out while driving."""
     calib: Path | None = None
-    """Intrinsics from a KITTI calib.txt or a ROS camera_info YAML."""
+    """Intrinsics from a KITTI calib.txt, a ROS camera_info YAML, or one that OpenCV's calibration wrote."""
     intrinsics: tuple[float, float, float, float] | None = None
     """Intrinsics as fx fy cx cy in pixels."""
     fov: float | None = None
     """Intrinsics from the horizontal field of view in degrees (square pixels, centred)."""
     distortion: tuple[float, ...] = ()
     """Distortion of the lens that --intrinsics describe: OpenCV's k1 k2 p1 p2 [k3 [k4 k5 k6]]. Frames are
-    undistorted first; so they are with a camera_info YAML, or a bag's camera_info, that has coefficients."""
+    undistorted first; so they are with a YAML, or a bag's camera_info, that has coefficients."""
     topic: str | None = None
     """Images of a ROS bag; may be left out where there is only one topic of them."""
     camera: Literal[0, 1, 2, 3] = 0
     """Which camera of a KITTI sequence or calib.txt."""
     fps: float | None = None
     """Frames a second of a folder of images that has no times.txt; by default 10."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions(InputOptions):
+    """Turn a video, a ROS bag, a folder of images, a KITTI sequence folder or a live camera into a trajectory."""
+
+    checkpoint: Path | None = None
+    """Checkpoint folder; by default the weights that come with the package."""
+    camera_height: float | None = None
+    """Metres of the camera above the road, which give the scale; by default 1.65 (KITTI)."""
+    calibration: Path | None = None
+    """Vehicle calibration that an earlier run or `convlstm-vo calibrate` wrote, instead of --camera-height."""
     out: Path | None = None
     """Folder for trajectory.txt and trajectory.png; by default runs/NAME."""
     format: Literal["kitti", "tum"] = "kitti"
@@ -234,11 +242,10 @@ class RunOptions:
 def run(argv: list[str]) -> None:
     """turn a video, ROS bag, folder of images, KITTI sequence or live camera into a trajectory and a picture"""
     environment.set_for_streaming()
-    from convlstm_vo.evaluation.report import trajectory_picture
     from convlstm_vo.models.checkpoint import DEFAULT_CHECKPOINT
     from convlstm_vo.odometer import VisualOdometry
     from convlstm_vo.progress import progress
-    from convlstm_vo.recorder import PathSketch, TrajectoryFile
+    from convlstm_vo.recorder import Tally, TrajectoryFile
     from convlstm_vo.sequences.base import Sequence
 
     options = _parse(RunOptions, "run", argv)
@@ -253,41 +260,42 @@ def run(argv: list[str]) -> None:
     _compile_first(odometer)
     out = options.out or Path("runs") / stream.name
     total = len(stream) if isinstance(stream, Sequence) else getattr(stream, "approximate_length", None)
-    sketch, seconds, count, lost, guessed = PathSketch(), 0.0, 0, 0, 0
-    file, whole = TrajectoryFile(out / "trajectory.txt", options.format), False
+    tally, file, whole = Tally(), TrajectoryFile(out / "trajectory.txt", options.format), False
     try:
         with file, progress(stream.name, total) as advance:
             for tracked in odometer.stream(stream):
                 file.add(tracked)
-                sketch.add(tracked)
-                seconds, count = seconds + tracked.seconds, count + 1
-                lost += tracked.status == "lost"
-                guessed += tracked.status == "ok" and not tracked.metric
+                tally.add(tracked)
                 advance(1)
         whole = True
     finally:
-        if count and file.written == file.partial:
-            print(f"{count} frames before the error: {file.partial}")
-        elif count and file.written:
-            truth = getattr(stream, "trajectory", None)
-            paths = {"ground_truth": truth.from_first_pose()} if truth else {}
-            trajectory_picture(out / "trajectory.png", paths | {"network": sketch.trajectory()})
-            rate = f"{1000 * seconds / count:.1f} ms a frame (decoding excluded)"
-            print(f"{count} frame{'s' * (count != 1)}, {rate}: {out / 'trajectory.txt'}")
-            if whole and total and count < 0.95 * total - 1:
+        if tally.count and file.written == file.partial:
+            print(f"{tally.count} frames before the error: {file.partial}")
+        elif tally.count and file.written:
+            _conclude(out, stream, odometer, tally)
+            if whole and total and tally.count < 0.95 * total - 1:
                 print(f"Warning: the file claims {total} frames; it may be damaged from there on", file=sys.stderr)
-            if restamped := getattr(stream, "restamped", 0):
-                print(f"{restamped} images had stamps that did not follow the one before; they got later ones")
-            if dropped := getattr(stream, "dropped", 0):
-                print(f"{dropped} frames of the live source came meanwhile and were left out")
-            if lost:
-                print(f"lost in {lost} frames: the motion there is a guess")
-            if guessed:
-                print(
-                    f"no road in view in {guessed} frames: rotation and direction hold, the scale there is a guess"
-                )
-            if odometer.calibration is not None:
-                odometer.calibration.write(out / "calibration.json")
+
+
+def _conclude(out: Path, stream: Stream, odometer: VisualOdometry, tally: Tally) -> None:
+    """Beside the trajectory: picture, calibration, and what a user should know of it."""
+    from convlstm_vo.evaluation.report import trajectory_picture
+
+    truth = getattr(stream, "trajectory", None)
+    paths = {"ground_truth": truth.from_first_pose()} if truth else {}
+    trajectory_picture(out / "trajectory.png", paths | {"network": tally.sketch.trajectory()})
+    rate = f"{1000 * tally.seconds / tally.count:.1f} ms a frame (decoding excluded)"
+    print(f"{tally.count} frame{'s' * (tally.count != 1)}, {rate}: {out / 'trajectory.txt'}")
+    if restamped := getattr(stream, "restamped", 0):
+        print(f"{restamped} images had stamps that did not follow the one before; they got later ones")
+    if dropped := getattr(stream, "dropped", 0):
+        print(f"{dropped} frames of the live source came meanwhile and were left out")
+    if tally.lost:
+        print(f"lost in {tally.lost} frames: the motion there is a guess")
+    if tally.guessed:
+        print(f"no road in view in {tally.guessed} frames: rotation and direction hold, the scale there is a guess")
+    if odometer.calibration is not None:
+        odometer.calibration.write(out / "calibration.json")
 
 
 def _compile_first(odometer: VisualOdometry) -> None:
@@ -322,11 +330,10 @@ def _mask(path: Path | None, stream: Stream) -> Image | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class CalibrateOptions:
-    """Fix the camera's height and mounting on a vehicle once, from a drive whose length is known."""
+class CalibrateOptions(InputOptions):
+    """Fix the camera's height and mounting on a vehicle once, from a drive of 100 m or more, mostly straight, whose
+    length is known."""
 
-    input: tyro.conf.Positional[str]
-    """Video, ROS bag, folder of images or KITTI sequence of a drive of 100 m or more, mostly straight."""
     distance: float | None = None
     """Metres that the car drove from the first to the last frame (odometer, map)."""
     track: Path | None = None
@@ -335,22 +342,6 @@ class CalibrateOptions:
     """File to write, for --calibration."""
     camera_height: float = 1.65
     """Metres, roughly."""
-    mask: Path | None = None
-    """What the frames show of the car, as for `run`."""
-    calib: Path | None = None
-    """Intrinsics, as for `run`."""
-    intrinsics: tuple[float, float, float, float] | None = None
-    """Intrinsics as fx fy cx cy in pixels."""
-    fov: float | None = None
-    """Intrinsics from the horizontal field of view in degrees."""
-    distortion: tuple[float, ...] = ()
-    """Of the lens that --intrinsics describe, as for `run`."""
-    topic: str | None = None
-    """Images of a ROS bag, as for `run`."""
-    fps: float | None = None
-    """Frames a second of a folder of images, as for `run`."""
-    camera: Literal[0, 1, 2, 3] = 0
-    """Which camera of a KITTI sequence or calib.txt."""
 
     def __post_init__(self) -> None:
         if (self.distance is None) == (self.track is None):
@@ -362,41 +353,34 @@ class CalibrateOptions:
 def calibrate(argv: list[str]) -> None:
     """find a vehicle's camera height and mounting from a drive of known length"""
     environment.set_for_streaming()
-    import numpy as np
-
-    from convlstm_vo.calibration import CalibrationError, VehicleCalibration, check_track, turn_gain
-    from convlstm_vo.geometry.trajectory import Trajectory, has_own_times, read_trajectory
+    from convlstm_vo.calibration import CalibrationError, VehicleCalibration, check_track, true_height
+    from convlstm_vo.geometry.trajectory import has_own_times, read_trajectory
     from convlstm_vo.odometer import VisualOdometry
+    from convlstm_vo.recorder import Tally
 
     options = _parse(CalibrateOptions, "calibrate", argv)
     track = None if options.track is None else read_trajectory(options.track)
+    if options.out.is_dir():
+        raise CalibrationError(f"--out {options.out}: is a folder; name a file")
     stream = _open(options)
     start = VehicleCalibration(options.camera_height)
     mask = _mask(options.mask, stream)
     odometer = VisualOdometry.from_checkpoint(camera=stream.camera, calibration=start, mask=mask)
     _compile_first(odometer)
-    driven, lost, guessed, poses, times = 0.0, 0, 0, [], []
+    tally = Tally(limit=None)
     for tracked in odometer.stream(stream):
-        poses.append(tracked.T_world_camera)
-        times.append(tracked.timestamp_s)
-        driven += float((tracked.T_prev_curr[:3, 3] ** 2).sum() ** 0.5)
-        lost += tracked.status == "lost"
-        guessed += not tracked.metric
+        tally.add(tracked)
+    driven, path = tally.way_m, tally.sketch.trajectory()
     if track is not None and options.track is not None:
-        check_track(track, has_own_times(options.track), times, str(options.track))
+        check_track(track, has_own_times(options.track), path.timestamps_s, str(options.track))
+    if driven < 10 or tally.lost or tally.guessed > 0.05 * tally.count:
+        raise CalibrationError(
+            f"{options.input}: {driven:.1f} m driven, {tally.lost} frames lost, {tally.guessed} without a road; a "
+            "calibration needs a drive of 10 m at least (better 100) with the road in view, but for 5 % of its "
+            "frames at most"
+        )
     true = options.distance if track is None else float(track.distances_m[-1])
-    if true is None or driven < 10 or lost or guessed > 0.05 * len(poses):
-        raise CalibrationError(
-            f"{options.input}: {driven:.1f} m driven, {lost} frames lost, {guessed} without a road; a calibration "
-            "needs a drive of 10 m at least (better 100) with the road in view, but for 5 % of its frames at most"
-        )
-    height = start.camera_height_m * true / driven
-    if not 0.5 < true / driven < 2:
-        raise CalibrationError(
-            f"{options.track or '--distance'}: {true:.1f} m, but with the camera {start.camera_height_m:g} m above "
-            f"the road {driven:.1f} m were driven, so it would be {height:.3g} m above it; check the distance and "
-            "--camera-height, which must be right to a factor of 2"
-        )
+    height = true_height(start.camera_height_m, driven, true, str(options.track or "--distance"))
     found = odometer.calibration
     assert found is not None
     done = dataclasses.replace(found, camera_height_m=height)
@@ -405,18 +389,25 @@ def calibrate(argv: list[str]) -> None:
         f"camera {done.camera_height_m:.3f} m above the road, pitch {done.pitch_rad:+.4f} rad, "
         f"roll {done.roll_rad:+.4f} rad, yaw {done.yaw_rad:+.4f} rad: {options.out}"
     )
-    if track is not None and len(track) == len(poses):  # of the same frames: its turns can be compared
-        gain = turn_gain(track, Trajectory(track.timestamps_s, np.stack(poses)))
-        if gain is not None:
-            K = stream.camera
-            print(
-                f"turns are {100 * abs(gain):.1f} % {'larger' if gain > 0 else 'smaller'} than the track's: "
-                f"fx {K.fx * (1 + gain):.2f}, fy {K.fy * (1 + gain):.2f} would fit better than {K.fx:.2f}, "
-                f"{K.fy:.2f} (the height above is for the latter; calibrate again with the new ones)"
-            )
+    if track is not None and len(track) == len(path):  # of the same frames: its turns can be compared
+        _tell_turns(track, path, stream.camera)
 
 
-def _open(options: RunOptions | CalibrateOptions) -> Stream:
+def _tell_turns(track: Trajectory, found: Trajectory, camera: Camera) -> None:
+    """Whether the camera seems to turn as it did, or the focal length is wrong."""
+    from convlstm_vo.calibration import turn_gain
+
+    gain = turn_gain(track, found)
+    if gain is not None:
+        print(
+            f"turns are {100 * abs(gain):.1f} % {'larger' if gain > 0 else 'smaller'} than the track's: "
+            f"fx {camera.fx * (1 + gain):.2f}, fy {camera.fy * (1 + gain):.2f} would fit better than "
+            f"{camera.fx:.2f}, {camera.fy:.2f} (the height above is for the latter; calibrate again with the "
+            "new ones)"
+        )
+
+
+def _open(options: InputOptions) -> Stream:
     """The input, with the distortion that the options tell of removed."""
     from convlstm_vo.sequences import open_stream
     from convlstm_vo.sequences.base import SequenceError

@@ -75,9 +75,10 @@ class TrajectoryFile:
 
 
 class PathSketch:
-    """At most ``limit`` poses of a path, evenly spread: whenever it is full, every second one is dropped."""
+    """At most ``limit`` poses of a path (None: all), evenly spread: whenever it is full, every second one is
+    dropped."""
 
-    def __init__(self, limit: int = 4096) -> None:
+    def __init__(self, limit: int | None = 4096) -> None:
         self.limit, self._every, self._count = limit, 1, 0
         self._rows: list[tuple[float, NDArray[np.float64]]] = []
 
@@ -86,10 +87,36 @@ class PathSketch:
         if self._count % self._every == 0:
             self._rows.append((frame.timestamp_s, frame.T_world_camera))
         self._count += 1
-        if len(self._rows) >= self.limit:
+        if self.limit is not None and len(self._rows) >= self.limit:
             self._rows, self._every = self._rows[::2], self._every * 2
 
     def trajectory(self) -> Trajectory:
         """The kept poses."""
         times, poses = zip(*self._rows, strict=True)
         return Trajectory(np.array(times), np.stack(poses))
+
+
+class Tally:
+    """What there is to tell of a drive when it is over.
+
+    Args:
+        limit: of poses in the sketch; see `PathSketch`.
+
+    Attributes:
+        sketch: of the path. count: frames. seconds: time that they took. way_m: sum of all motions.
+        lost, guessed: frames that were lost, and those whose motion has a guessed length.
+    """
+
+    def __init__(self, limit: int | None = 4096) -> None:
+        self.sketch = PathSketch(limit)
+        self.count = self.lost = self.guessed = 0
+        self.seconds = self.way_m = 0.0
+
+    def add(self, frame: TrackedFrame) -> None:
+        """Take in one frame."""
+        self.sketch.add(frame)
+        self.count += 1
+        self.seconds += frame.seconds
+        self.way_m += float(np.linalg.norm(frame.T_prev_curr[:3, 3]))
+        self.lost += frame.status == "lost"
+        self.guessed += frame.status == "ok" and not frame.metric
