@@ -9,7 +9,7 @@ their depth), and spoilt as other sensors and files spoil them. The camera's hei
 told. t_rel % / r_rel degrees / 100 m (scale bias), as in `zero_shot.py`.
 
 Then unseen streets, rendered for cameras that are mounted far from straight, or low or high, of which only the
-height is told: means and medians.
+height is told, or over a bonnet, dirty or polished: means and medians.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from convlstm_vo.progress import progress
 from convlstm_vo.sequences.base import Frame, Image, Sequence
 from convlstm_vo.sequences.kitti import KittiSequence
 from convlstm_vo.world import Mount
+from convlstm_vo.world.bonnet import Bonnet
 
 FIRST_SEED, FRAMES = 5_100_000, 60  # streets that no training saw
 Change = Callable[[Image, int], Image]
@@ -215,6 +216,17 @@ CAMERAS: dict[str, Callable[[Sequence], Seen]] = {
 }
 
 
+def over_bonnet(s: Sequence, seed: int) -> Seen:
+    """A bonnet of a shape, paint and shine by the seed; gray."""
+    own = Bonnet(s.camera.height, s.camera.width, np.random.default_rng(seed))
+
+    def change(image: Image, _: int) -> Image:
+        return own.over(image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))  # type: ignore[arg-type]
+
+    return Seen(s, s.camera, change)
+
+
+OVER_BONNETS = "over bonnets"
 MOUNTS = {
     "straight": Mount(),
     "5 degrees to the right": Mount(yaw=np.radians(5)),
@@ -225,6 +237,7 @@ MOUNTS = {
     "rolled by 6 degrees": Mount(roll=np.radians(6)),
     "0.8 m above the road": Mount(0.8),
     "3 m above the road": Mount(3.0),
+    OVER_BONNETS: Mount(),
 }
 
 
@@ -251,6 +264,8 @@ def main() -> None:
         for name in options.mounts if options.streets else []:
             known = VehicleCalibration(MOUNTS[name].height_m)
             drives = unseen_streets(options.streets, FRAMES, mount=MOUNTS[name], seed=FIRST_SEED)
+            if name == OVER_BONNETS:
+                drives = [over_bonnet(drive, seed) for seed, drive in enumerate(drives)]
             results[name] = measure(
                 drives,
                 lambda s, known=known: estimate_trajectory(net, s, advance, known),

@@ -3,8 +3,8 @@
 convlstm-vo train-geometric --out DIR      # renders, trains the flow and caches its cells, which are used here
 python benchmarks/recurrence.py DIR --steps 400 --seeds 0 1 2 --json recurrence.json
 
-Measured on the cells of unseen streets as they are, on the same with a tenth of the frames dropped or spoilt, and,
-closed loop from images, on two KITTI clips.
+Measured on the cells of unseen streets as they are, on half of them with a tenth of the frames dropped or spoilt,
+on that half over a bonnet, dirty or polished, and, closed loop from images, on two KITTI clips.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def main() -> None:
     flow = load_checkpoint(options.trained / "checkpoint").flow
     drives = [open_drive(path) for path in sorted((options.trained / "drives" / "unseen").glob("[0-9]*"))[:12]]
     spoilt = cache_cells(flow, drives, cells / "spoilt", 1)
-    train, unseen = load(cells / "train"), load(cells / "unseen")
+    bonnets = cache_cells(flow, drives, cells / "unseen-bonnet", 1, plain=True, bonnet=True)
+    train, unseen = load(cells / "train") + load(cells / "bonnet"), load(cells / "unseen")
     clips = [KittiSequence(options.kitti, name) for name in ("06", "01")] if options.kitti.is_dir() else []
     results = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
     for seed in options.seeds:
@@ -95,6 +96,7 @@ def main() -> None:
             train_weights(net, train, unseen, config, out)
             row: dict[str, object] = dict(measure(net, unseen, config))
             row["spoilt"] = measure(net, spoilt, config)
+            row["bonnets"] = measure(net, bonnets, config)
             row["kitti"] = measure_trajectories(clips, lambda s, net=net: estimate_trajectory(net, s), CLIPS)
             results[key] = row
             print(key, row, flush=True)

@@ -17,7 +17,16 @@ from convlstm_vo.geometry.camera import Camera
 from convlstm_vo.geometry.trajectory import Trajectory
 from convlstm_vo.models.checkpoint import build, load_checkpoint
 from convlstm_vo.models.config import ModelError, preset
-from convlstm_vo.models.geometric import Cells, Estimate, GeometricNet, View, implausible_share, reach_at_rest
+from convlstm_vo.models.geometric import (
+    LEAST_EVIDENCE,
+    Cells,
+    Estimate,
+    GeometricNet,
+    View,
+    implausible_share,
+    leaps,
+    reach_at_rest,
+)
 from convlstm_vo.models.mounting import Memory
 from convlstm_vo.models.solver import STILL, Solution, residuals
 from convlstm_vo.odometer import OdometryError, VisualOdometry, estimate_trajectory, working_size
@@ -162,6 +171,34 @@ def believed(way: float, road_sd: float = 0.001) -> Estimate:
     solution = Solution(motion, torch.zeros(1, 2), torch.zeros(1, 3), torch.eye(11)[None])
     fits, trust = torch.tensor([0.3]), torch.zeros(1, 2, 1, 1)
     return Estimate(motion, torch.eye(6)[None], solution, fits, torch.tensor([road_sd]), trust)
+
+
+@pytest.mark.parametrize(
+    "before, way, road_sd, lost",
+    [
+        (0.34, 1.6, 0.01, True),  # a jump in the video
+        (0.34, 1.6, 0.0001, False),  # the road says so
+        (0.34, 0.68, 0.01, False),  # a frame left out
+        (1.6, 0.34, 0.01, False),
+        (0.0, 0.2, 0.01, False),
+    ],
+)
+def test_a_leap_that_no_road_confirms_is_no_motion(before, way, road_sd, lost):
+    memory = dataclasses.replace(Memory.unpack(torch.zeros(1, Memory.SIZE)), known=torch.ones(1))
+    memory.motion[:, 2] = before
+    assert bool(leaps(memory, believed(way, road_sd))) == lost
+    assert not leaps(dataclasses.replace(memory, known=torch.zeros(1)), believed(way, road_sd))  # a first motion
+
+
+def test_after_a_leap_the_car_is_taken_to_move_on_and_all_is_lost():
+    assert isinstance(NET, GeometricNet)
+    memory = dataclasses.replace(Memory.unpack(torch.zeros(1, Memory.SIZE)), known=torch.ones(1))
+    memory.motion[:, 2] = 0.34
+    found = believed(1.6, 0.01)
+    estimate, (packed,) = NET._dead_reckoning(leaps(memory, found), found, (memory.pack(),), memory)
+    assert float(estimate.motion[0, 2]) == pytest.approx(0.34 * 1.65)
+    assert float(estimate.evidence) < LEAST_EVIDENCE <= float(found.evidence)
+    assert float(Memory.unpack(packed).known) == 0  # so the next frame is searched from nothing
 
 
 def test_houses_an_arms_length_away_speak_against_a_motion():
@@ -424,6 +461,7 @@ def test_trains_from_nothing_and_continues(tmp_path):
         heavy_drives=1,
         leaning_drives=1,
         hilly_drives=1,
+        bonnet_drives=1,
         weigh_steps=2,
         height=64,
         width=320,

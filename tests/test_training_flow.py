@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from convlstm_vo.models.flow import FlowNet
-from convlstm_vo.training.cell_drives import cache_cells
+from convlstm_vo.training.cell_drives import cache_cells, cells_of
 from convlstm_vo.training.config import TrainError
 from convlstm_vo.training.flow import FlowConfig, FlowRun, flow_loss, train_flow
 from convlstm_vo.training.rendered import RenderedDrive, in_memory, random_sequence
@@ -38,6 +38,20 @@ def test_cached_cells_are_those_of_the_flow(drives, tmp_path):
         np.testing.assert_array_equal(one.cells, same.cells)
         assert (one.cells != new.cells).any()
     assert len(list(tmp_path.iterdir())) == len(drives)
+
+
+def test_cells_over_a_bonnet_have_the_same_truth(drives, tmp_path):
+    net = FlowNet().eval()
+    drive = dataclasses.replace(drives[0], name="00000031")
+    plain = cells_of(net, drive, 0, plain=True)
+    over = cells_of(net, drive, 0, plain=True, bonnet=True)
+    np.testing.assert_array_equal(plain.motions, over.motions)
+    np.testing.assert_array_equal(plain.slopes, over.slopes)
+    changed = plain.cells[:, 6] != over.cells[:, 6]  # texture
+    assert changed[:, -1].mean() > 0.3
+    assert not changed[:, :5].any()
+    (kept,) = cache_cells(net, [drive], tmp_path, 0, plain=True, bonnet=True)
+    np.testing.assert_array_equal(kept.cells, over.cells)
 
 
 @pytest.fixture(scope="module")

@@ -88,6 +88,8 @@ _ROAD_ERROR, _VAGUE_ROAD, _VAGUE_SHARE = 15.0, 0.0004, 0.0015
 # these, but a longer training moves them, and a rule must not hang on that.
 _OFF_ACROSS, _OFF_ALONG = 2.0, 3.2
 _CHANGE, _CHANGE_SHARE = 0.08, 0.5
+# Of a leap ahead: standard deviations of the way's change; times the way before.
+_LEAP, _LEFT_OUT = 4.0, 2.5
 # A camera that looks so far above or below where it seems to drive is asked again where that is; and where else if
 # what it says cannot be.
 _TILTED, _ELSEWHERE, _AS_GOOD = 0.03, 0.12, 0.7
@@ -242,7 +244,7 @@ class GeometricNet(nn.Module):
             )
             share = torch.where(weak[:, None, None], fixed.suspected(share, bonnet), share)
         estimate, state = found
-        lost = estimate.evidence < LEAST_EVIDENCE
+        lost = (estimate.evidence < LEAST_EVIDENCE) | leaps(memory, estimate)
         if bool(lost.any()):
             estimate, state = self._dead_reckoning(lost, estimate, state, memory)
         after = Memory.unpack(state[-1])  # in its axes is the solution: a search may have found a pitch
@@ -443,6 +445,7 @@ class GeometricNet(nn.Module):
         pick = dataclasses.replace(
             estimate,
             motion=torch.where(lost[:, None], ahead, estimate.motion),
+            evidence=torch.where(lost, 0.0, estimate.evidence),  # of a leap, none holds
             covariance=torch.where(lost[:, None, None], wide, estimate.covariance),
         )
         return pick, (*state[:-1], packed)
@@ -801,6 +804,15 @@ def change_sd(memory: Memory) -> Tensor:
     """(batch,) standard deviation of the way's change from the last frame, camera heights; wide after a loss."""
     usual = _CHANGE * (1 + _CHANGE_SHARE * memory.motion[:, 2].abs())
     return torch.where(memory.known > 0, usual, 3.0)
+
+
+def leaps(memory: Memory, estimate: Estimate) -> Tensor:
+    """(batch,) whether a motion is one that no car can have made since the last one, and no road confirms it: after
+    a jump in the video there is nothing to be measured. A frame that was left out doubles the way.
+    """
+    before, way = (m[:, :3].norm(dim=1) for m in (memory.motion, estimate.solution.motion))
+    faster = (way - before > _LEAP * change_sd(memory)) & (way > _LEFT_OUT * before)
+    return faster & (memory.known > 0) & ~estimate.metric
 
 
 def reach_at_rest(memory: Memory) -> Tensor:

@@ -26,6 +26,7 @@ from convlstm_vo.training.flow_data import change_lights
 from convlstm_vo.training.interrupts import process_pool
 from convlstm_vo.training.rendered import RenderedDrive, open_drive
 from convlstm_vo.training.stage_state import weights_checksum
+from convlstm_vo.world.bonnet import Bonnet
 
 MEAN_ROAD = 0.19  # inverse depth of the road on average, as the solver weighs it
 
@@ -78,11 +79,21 @@ def spoil(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint
 
 
 @torch.inference_mode()
-def cells_of(net: FlowNet, drive: RenderedDrive, seed: int, *, plain: bool = False) -> CellDrive:
-    """Measure the flow of a drive; as it is, or with dropped, spoilt and dimmed frames."""
+def cells_of(
+    net: FlowNet, drive: RenderedDrive, seed: int, *, plain: bool = False, bonnet: bool = False
+) -> CellDrive:
+    """Measure the flow of a drive; as it is, or with dropped, spoilt and dimmed frames.
+
+    Args:
+        bonnet: over the car's own, of a random shape.
+    """
     rng = np.random.Generator(np.random.PCG64([seed, int(drive.name)]))
     frames = list(range(len(drive))) if plain else pick_frames(len(drive), rng)
     images = [drive.images[i] for i in frames]
+    if bonnet:
+        height, width = images[0].shape
+        own = Bonnet(height, width, np.random.Generator(np.random.PCG64([seed, int(drive.name), 1])))
+        images = [own.over(image) for image in images]
     if not plain:
         images = [spoil(image, rng) if rng.random() < 0.04 else image for image in images]
     intrinsics = torch.tensor(drive.intrinsics[None], dtype=torch.float32)
@@ -158,6 +169,7 @@ def cache_cells(
     seed: int,
     *,
     plain: bool = False,
+    bonnet: bool = False,
     workers: int = 1,
     advance: Callable[[int], None] = lambda count: None,
 ) -> list[CellDrive]:
@@ -165,8 +177,8 @@ def cache_cells(
 
     Their names tell by a checksum what they were made with; those of another flow or seed are replaced.
     """
-    made_with = zlib.crc32(f"{seed} {plain}".encode(), weights_checksum(net.state_dict()))
-    jobs = [(net, drive.folder or drive, folder, made_with, seed, plain) for drive in drives]
+    made_with = zlib.crc32(f"{seed} {plain}{' bonnet' * bonnet}".encode(), weights_checksum(net.state_dict()))
+    jobs = [(net, drive.folder or drive, folder, made_with, seed, plain, bonnet) for drive in drives]
     if workers > 1:
         with process_pool(workers) as pool:
             for done in as_completed([pool.submit(_cache_one, *job) for job in jobs]):
@@ -180,7 +192,13 @@ def cache_cells(
 
 
 def _cache_one(
-    net: FlowNet, drive: Path | RenderedDrive, folder: Path, made_with: int, seed: int, plain: bool
+    net: FlowNet,
+    drive: Path | RenderedDrive,
+    folder: Path,
+    made_with: int,
+    seed: int,
+    plain: bool,
+    bonnet: bool,
 ) -> CellDrive:
     """The cells of one drive (another process is only told where it lies), measured on one thread."""
     before = torch.get_num_threads()
@@ -189,7 +207,13 @@ def _cache_one(
     try:
         found = cached(
             path,
-            lambda: cells_of(net, open_drive(drive) if isinstance(drive, Path) else drive, seed, plain=plain),
+            lambda: cells_of(
+                net,
+                open_drive(drive) if isinstance(drive, Path) else drive,
+                seed,
+                plain=plain,
+                bonnet=bonnet,
+            ),
         )
     finally:
         torch.set_num_threads(before)
