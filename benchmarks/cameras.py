@@ -223,7 +223,7 @@ def over_bonnet(s: Sequence, seed: int) -> Seen:
     def change(image: Image, _: int) -> Image:
         return own.over(image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))  # type: ignore[arg-type]
 
-    return Seen(s, s.camera, change)
+    return spoilt(change)(s)
 
 
 OVER_BONNETS = "over bonnets"

@@ -25,6 +25,7 @@ from convlstm_vo.training.rendered import RenderedDrive, open_drive, render_driv
 _UNSEEN_SEED, _SEED = 9_000_000, 2_000_000
 _HEAVY_SEED, _LEANING_SEED, _HILLY_SEED = 2_500_000, 2_700_000, 2_800_000
 _LEAST_FRAMES = 20  # of a drive, for clips of 8 motions
+_MAY_BE_ZERO = ("seed", "heavy_drives", "leaning_drives", "hilly_drives", "bonnet_drives")
 _OF_BOTH = ("out", "seed", "threads", "finetune")  # options; the others are for training from nothing
 
 
@@ -80,11 +81,7 @@ class GeometricOptions:
                 raise TrainError(
                     f"--{field.name.replace('_', '-')}: is for training from nothing; leave it out with --finetune"
                 )
-            least = (
-                0
-                if field.name in ("seed", "heavy_drives", "leaning_drives", "hilly_drives", "bonnet_drives")
-                else 1
-            )
+            least = 0 if field.name in _MAY_BE_ZERO else 1
             if isinstance(value, int) and value < least:
                 raise TrainError(f"--{field.name.replace('_', '-')} {value}: must be at least {least}")
         if self.frames < _LEAST_FRAMES:
