@@ -79,7 +79,8 @@ def main() -> None:
     drives = [open_drive(path) for path in sorted((options.trained / "drives" / "unseen").glob("[0-9]*"))[:12]]
     spoilt = cache_cells(flow, drives, cells / "spoilt", 1)
     bonnets = cache_cells(flow, drives, cells / "unseen-bonnet", 1, plain=True, bonnet=True)
-    train, unseen = load(cells / "train") + load(cells / "bonnet"), load(cells / "unseen")
+    seen = [folder for name in ("train", "heavy-*", "bonnet") for folder in sorted(cells.glob(name))]
+    train, unseen = [drive for folder in seen for drive in load(folder)], load(cells / "unseen")
     clips = [KittiSequence(options.kitti, name) for name in ("06", "01")] if options.kitti.is_dir() else []
     results = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
     for seed in options.seeds:

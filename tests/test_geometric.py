@@ -459,6 +459,7 @@ def test_trains_from_nothing_and_continues(tmp_path):
         frames=26,
         flow_steps=1,
         heavy_drives=1,
+        heavy_views=2,
         leaning_drives=1,
         hilly_drives=1,
         bonnet_drives=1,

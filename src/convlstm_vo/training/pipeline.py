@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -48,15 +49,17 @@ class GeometricOptions:
     """Crops in each of these updates; a GPU takes 48 as fast."""
     heavy_drives: int = 40
     """More of them, in heavy traffic: what moves with the camera must not be taken for the horizon."""
+    heavy_views: int = 2
+    """How often the weights see those, each time with other frames dropped and spoilt. What learns of bonnets to
+    doubt the lower edge of the image doubts the road before a lorry too, unless it sees enough lorries."""
     leaning_drives: int = 100
     """More of them, on roads that are not level across: their two sides are not one plane."""
     hilly_drives: int = 0
     """More of them, on roads that rise and fall as KITTI's do and are not level across either. The shipped weights
     had none; with 100 they are better on such roads and worse in heavy traffic (docs/history.md)."""
-    bonnet_drives: int = 0
+    bonnet_drives: int = 40
     """So many of the usual ones are seen once more, by the weights alone, over the car's own bonnet, dirty or
-    polished. The shipped weights had none; with 40 they are better over bonnets, and worse behind a lorry and after
-    a covered lens (docs/history.md)."""
+    polished: one that mirrors the street must not be taken for road."""
     weigh_steps: int = 2200
     """Updates of the weights."""
     seed: int = 0
@@ -109,14 +112,18 @@ def run_geometric(options: GeometricOptions) -> Path:
     assert isinstance(net, GeometricNet)
     net.flow.load_state_dict(flow.state_dict())
     net.flow.requires_grad_(False)
-    folder, workers = options.out / "cells", os.cpu_count() or 1
+    folder = options.out / "cells"
     count = min(options.bonnet_drives, len(drives))
     # Spread over all of them, which come in the order of their seeds.
     behind = [drives[k * len(drives) // count] for k in range(count)]
-    with progress("Flow of drives", len(chosen) + count + len(unseen)) as advance:
-        cells = cache_cells(flow, chosen, folder / "train", 0, workers=workers, advance=advance)
-        cells += cache_cells(flow, behind, folder / "bonnet", 0, bonnet=True, workers=workers, advance=advance)
-        apart = cache_cells(flow, unseen, folder / "unseen", 0, plain=True, workers=workers, advance=advance)
+    again = range(1, options.heavy_views)
+    with progress("Flow of drives", len(chosen) + len(again) * len(heavy) + count + len(unseen)) as advance:
+        cache = functools.partial(cache_cells, flow, workers=os.cpu_count() or 1, advance=advance)
+        cells = cache(chosen, folder / "train", 0)
+        for view in again:
+            cells += cache(heavy, folder / f"heavy-{view}", view)
+        cells += cache(behind, folder / "bonnet", 0, bonnet=True)
+        apart = cache(unseen, folder / "unseen", 0, plain=True)
     config = WeighConfig(steps=options.weigh_steps, seed=options.seed)
     train_weights(net, cells, apart, config, options.out, processes=torch.get_num_threads())
     save_checkpoint(options.out / "checkpoint", net)
