@@ -470,6 +470,17 @@ def test_trains_from_nothing_and_continues(tmp_path):
     )
     checkpoint = run_geometric(options)
     first = load_checkpoint(checkpoint)
+    made = {folder.name: sorted(folder.iterdir()) for folder in (tmp_path / "cells").iterdir()}
+    assert {name: len(files) for name, files in made.items()} == {
+        "train": 4,
+        "heavy-1": 1,
+        "bonnet": 1,
+        "unseen": 1,
+    }
+    (second,) = made["heavy-1"]
+    (once,) = (file for file in made["train"] if file.name[:8] == second.name[:8])
+    with np.load(once) as a, np.load(second) as b:  # the same drive, spoilt in another way
+        assert a["cells"].shape != b["cells"].shape or not np.allclose(a["cells"], b["cells"])
     again = load_checkpoint(run_geometric(dataclasses.replace(options)))
     for name, value in first.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], value, msg=name)
