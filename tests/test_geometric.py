@@ -374,6 +374,22 @@ def test_covariance_is_positive_and_wide_where_lost():
     assert np.trace(black.covariance) > 100 * np.trace(tracked[2].covariance)
 
 
+def test_covariance_stays_positive_where_all_but_the_way_is_well_known():
+    assert isinstance(NET, GeometricNet)
+    sequence = street(seed=32, frames=2)
+    pair = torch.stack([torch.from_numpy(frame.image)[None].float() for frame in sequence])[None]
+    memory = Memory.unpack(torch.zeros(1, Memory.SIZE))
+    memory.known[:], memory.motion[:, 0], memory.motion[:, 2] = 1.0, 0.05, 0.6
+    K = torch.tensor([[CAMERA.fx, CAMERA.fy, CAMERA.cx, CAMERA.cy]])
+    with torch.inference_mode():
+        cells = NET.look(View(pair[:, 0], pair[:, 1], K), memory)
+        estimate, _ = NET.conclude(cells.without(cells.rays[:, 1] > -0.02), memory, None)
+    assert not bool(estimate.metric)
+    values = torch.linalg.eigvalsh(estimate.covariance[0].double())
+    assert values[0] > 0
+    assert 1.0 < values[-1].sqrt() < 6.0  # metres: any way there is, and no more
+
+
 def test_mounting_is_found_and_saved(tmp_path):
     mounted = street(seed=33, frames=30, mount=Mount(1.65, pitch=-0.03, roll=0.04))
     odometer = VisualOdometry(NET, CAMERA)

@@ -88,6 +88,7 @@ _ROAD_ERROR, _VAGUE_ROAD, _VAGUE_SHARE = 15.0, 0.0004, 0.0015
 # these, but a longer training moves them, and a rule must not hang on that.
 _OFF_ACROSS, _OFF_ALONG = 2.0, 3.2
 _CHANGE, _CHANGE_SHARE = 0.08, 0.5
+_ANY_CHANGE = 3.0  # camera heights: of a way of which nothing is known
 # Of a leap ahead: standard deviations of the way's change; times the way before.
 _LEAP, _LEFT_OUT = 4.0, 2.5
 # A camera that looks so far above or below where it seems to drive is asked again where that is; and where else if
@@ -634,7 +635,9 @@ class GeometricNet(nn.Module):
         fit = _sure(sigma) / (1 + (misfits.across / (_OFF_ACROSS * sigma)).square())
         motion = torch.cat([solution.motion[:, :3] * height[:, None], solution.motion[:, 3:]], 1)
         ahead = F.normalize(solution.motion[:, :3].detach(), dim=1, eps=0.02)
-        off = F.pad(ahead * (_ROAD_ERROR * way_sd.detach() * height)[:, None], (0, 3)).clamp(-100.0, 100.0)
+        # More than any way there is says no more, and in float32 leaves no positive definite matrix.
+        unsure = (_ROAD_ERROR * way_sd.detach()).clamp_max(_ANY_CHANGE) * height
+        off = F.pad(ahead * unsure[:, None], (0, 3))
         covariance = covariance + off[:, :, None] * off[:, None, :]
         return Estimate(motion, covariance, solution, fit.mean(1), way_sd, trust)
 
@@ -803,7 +806,7 @@ def road_flow(rays: Tensor, intrinsics: Tensor, memory: Memory, solution: Soluti
 def change_sd(memory: Memory) -> Tensor:
     """(batch,) standard deviation of the way's change from the last frame, camera heights; wide after a loss."""
     usual = _CHANGE * (1 + _CHANGE_SHARE * memory.motion[:, 2].abs())
-    return torch.where(memory.known > 0, usual, 3.0)
+    return torch.where(memory.known > 0, usual, _ANY_CHANGE)
 
 
 def leaps(memory: Memory, estimate: Estimate) -> Tensor:
