@@ -295,23 +295,6 @@ def test_lanes_of_a_clip_have_one_size(drives):
     assert all(clip.fresh.all() for clip in shown[:1]) and not all(clip.fresh.all() for clip in shown)
 
 
-def test_the_nearest_road_is_out_of_sight_as_often_as_asked(drives):
-    """Its cells tell nothing; the other ones, and the truth, are as they were; and a state tells which."""
-    own = drives[:1]
-    clips = Clips(own, lanes=20, frames=3, bend=0.0, seed=0, out_of_sight=0.5)
-    clip = next(clips)
-    hidden = (clip.cells[:, :, 5] == 10.0).all(1).all(2)  # (lanes, rows)
-    rows = hidden.sum(1)
-    assert set(rows.tolist()) == set(range(own[0].cells.shape[2] // 3 + 1))
-    assert 5 <= int((rows > 0).sum()) <= 15
-    assert all(bool(hidden[i, len(hidden[i]) - n :].all()) for i, n in enumerate(rows.tolist()))
-    plain = next(Clips(own, lanes=20, frames=3, bend=0.0, seed=0))
-    assert not (plain.cells[:, :, 5] == 10.0).all(1).all(2).any()
-    again = Clips(own, lanes=20, frames=3, bend=0.0, seed=1, out_of_sight=0.5)
-    again.load_state_dict(clips.state_dict())
-    torch.testing.assert_close(next(again).cells, next(clips).cells, rtol=0, atol=0)
-
-
 # --- killed and started again ---------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from convlstm_vo.models.geometric import Cells
-from convlstm_vo.training.cell_drives import CellDrive, bent, mirrored, without_lowest
+from convlstm_vo.training.cell_drives import CellDrive, bent, mirrored
 
 
 @dataclasses.dataclass
@@ -41,12 +41,11 @@ class CellClip:
 
 @dataclasses.dataclass
 class Lane:
-    """A walk through a drive: as it is shown, the next frame, and what made it (number, mirrored, bend, rows out of
-    sight)."""
+    """A walk through a drive: as it is shown, the next frame, and what made it (number, mirrored, bend)."""
 
     drive: CellDrive
     at: int
-    source: tuple[int, bool, float, int]
+    source: tuple[int, bool, float]
 
 
 class Clips:
@@ -59,21 +58,10 @@ class Clips:
         drives: of at least ``frames`` frames each.
         lanes, frames: of a clip.
         bend: standard deviation of the systematic error of the road's flow (`bent`) that most drives are given.
-        out_of_sight: share of drives whose nearest road is not seen (`without_lowest`).
     """
 
-    def __init__(
-        self,
-        drives: Sequence[CellDrive],
-        *,
-        lanes: int,
-        frames: int,
-        bend: float,
-        seed: int,
-        out_of_sight: float = 0.0,
-    ) -> None:
-        self._drives, self._size, self._frames = drives, lanes, frames
-        self._bend, self._out_of_sight = bend, out_of_sight
+    def __init__(self, drives: Sequence[CellDrive], *, lanes: int, frames: int, bend: float, seed: int) -> None:
+        self._drives, self._size, self._frames, self._bend = drives, lanes, frames, bend
         self._rng = np.random.Generator(np.random.PCG64([seed, 5]))
         sizes = [drive.cells.shape[2:] for drive in drives]
         self.groups = [[i for i, own in enumerate(sizes) if own == size] for size in dict.fromkeys(sizes)]
@@ -123,14 +111,11 @@ class Clips:
         start = int(self._rng.integers(0, max(1, len(self._drives[number]) - 3 * self._frames)))
         mirror = bool(self._rng.random() < 0.5)
         bend = float(self._rng.normal(0, self._bend)) if self._rng.random() < 0.7 else 0.0
-        most = max(1, self._drives[number].cells.shape[2] // 3)
-        rows = int(self._rng.integers(1, most + 1)) if self._rng.random() < self._out_of_sight else 0
-        return Lane(self._shown(number, mirror, bend, rows), start, (number, mirror, bend, rows))
+        return Lane(self._shown(number, mirror, bend), start, (number, mirror, bend))
 
-    def _shown(self, number: int, mirror: bool, bend: float, rows: int) -> CellDrive:
+    def _shown(self, number: int, mirror: bool, bend: float) -> CellDrive:
         drive = mirrored(self._drives[number]) if mirror else self._drives[number]
-        drive = bent(drive, bend) if bend else drive
-        return without_lowest(drive, rows) if rows else drive
+        return bent(drive, bend) if bend else drive
 
 
 def whole_drives(drives: Sequence[CellDrive], lanes: int) -> Iterator[CellClip]:

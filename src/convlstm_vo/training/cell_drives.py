@@ -257,13 +257,3 @@ def bent(drive: CellDrive, bend: float) -> CellDrive:
     cells = drive.cells.copy()
     cells[:, 3:5] += moved.numpy()
     return dataclasses.replace(drive, cells=cells)
-
-
-def without_lowest(drive: CellDrive, rows: int) -> CellDrive:
-    """The drive whose lowest rows of cells tell nothing: behind a bonnet, or of a camera that does not see them.
-
-    There the road's tilt weighs twice as much, and what is worth trusting differs.
-    """
-    cells = drive.cells.copy()
-    cells[:, 5, -rows:] = 10.0  # sigma, as of `Cells.without`
-    return dataclasses.replace(drive, cells=cells)

@@ -51,8 +51,6 @@ class WeighConfig:
     """carried; hidden-reset: the ConvLSTM forgets at each frame; none: the priors forget too."""
     bend: float = 0.03
     """Standard deviation of the systematic error of the road's flow (`bent`) that drives are given."""
-    out_of_sight: float = 0.2
-    """Share of drives whose nearest road is not seen (`without_lowest`)."""
     cell_loss: float = 0.1
     """Weight of the likelihood of each cell's own misfit with the true motion and road."""
     weigh: bool = True
@@ -335,14 +333,7 @@ class WeighRun:
         self.helpers: list[Helper] = []
         self.optimizer = torch.optim.AdamW(self._parameters, config.lr, weight_decay=1e-4)
         self.average = WeightAverage(net, 0.995)
-        self.clips = Clips(
-            drives,
-            lanes=config.lanes,
-            frames=config.frames,
-            bend=config.bend,
-            seed=config.seed,
-            out_of_sight=config.out_of_sight,
-        )
+        self.clips = Clips(drives, lanes=config.lanes, frames=config.frames, bend=config.bend, seed=config.seed)
         self.carried: list[State | None] = [None] * len(self.clips.groups)  # of each group's lanes
         self.step, self.losses = 0, list[float]()
         self._load()
