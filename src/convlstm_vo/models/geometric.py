@@ -89,6 +89,7 @@ _ROAD_ERROR, _VAGUE_ROAD, _VAGUE_SHARE = 15.0, 0.0004, 0.0015
 _OFF_ACROSS, _OFF_ALONG = 2.0, 3.2
 _CHANGE, _CHANGE_SHARE = 0.08, 0.5
 _ANY_CHANGE = 3.0  # camera heights: of a way of which nothing is known
+_GUESS_OFF = 0.3  # by which a search's guess of it may be short
 # Of a leap ahead: standard deviations of the way's change; times the way before.
 _LEAP, _LEFT_OUT = 4.0, 2.5
 # A camera that looks so far above or below where it seems to drive is asked again where that is; and where else if
@@ -366,8 +367,9 @@ class GeometricNet(nn.Module):
             # Where a lorry hides all but its marks, the road fits that too: each mark on the next one ahead.
             backwards = (motion[:, 2] < -_STANDING) & (memory.motion[:, 2] >= -_STANDING)
             score = torch.where(backwards, _BACKWARDS * score, score)
-            # Where the road shows little, each round says a little less than the one before.
-            chosen = torch.where(metric[:, None], motion, first)
+            # Where the road shows little, each round says a little less than the one before: then the first counts.
+            less = motion[:, :3].norm(dim=1) < first[:, :3].norm(dim=1)
+            chosen = torch.where((less & ~metric)[:, None], first, motion)
             best = torch.where((score > most)[:, None], chosen, best)
             most = torch.maximum(most, score)
         return best, most
@@ -530,7 +532,7 @@ class GeometricNet(nn.Module):
         road = torch.linalg.solve(information, mean[..., None])[..., 0]
         climb, share = self.log_climb.exp()
         climb_sd = climb + share * memory.motion[:, :3].norm(dim=1)
-        climb_sd = torch.where(memory.known > 0, climb_sd, climb + 2 * share)
+        climb_sd = torch.where(memory.known > 0, climb_sd, climb_sd + _GUESS_OFF * share)
         loose = loose.square().reciprocal()
         still = reach_at_rest(memory)
         return Priors(memory.motion, loose, road[:, :2], road[:, 2:], information, climb_sd, still)
