@@ -112,6 +112,7 @@ def unseen_streets(
     traffic: TrafficKind = "usual",
     cross_slope: bool = False,
     hilly: bool = False,
+    narrow: bool = False,
     *,
     mount: Mount | None = None,
     seed: int = FIRST_SEED,
@@ -127,6 +128,7 @@ def unseen_streets(
             traffic=traffic,
             cross_slope=cross_slope,
             hilly=hilly,
+            narrow=narrow,
             mount=mount,
         )
         seed += 1
@@ -145,6 +147,7 @@ def main() -> None:
     parser.add_argument("--traffic", choices=["usual", "heavy"], default="usual", help="on streets")
     parser.add_argument("--cross-slope", action="store_true", help="streets that are not level across")
     parser.add_argument("--hilly", action="store_true", help="streets that rise and fall as KITTI's do")
+    parser.add_argument("--narrow", action="store_true", help="lanes between kerbs, in town and country")
     parser.add_argument("--lengths", type=float, nargs="+", default=[20.0, 40.0, 100.0], help="of segments, metres")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -168,9 +171,8 @@ def main() -> None:
                 f"{name:30}", "  ".join(f"{clip} {v[0]:.2f}/{v[1]:.2f} ({v[2]:+.1f} %)" for clip, v in row.items())
             )
     if options.streets:
-        drives = unseen_streets(
-            options.streets, options.frames, options.traffic, options.cross_slope, options.hilly
-        )
+        roads = options.cross_slope, options.hilly, options.narrow
+        drives = unseen_streets(options.streets, options.frames, options.traffic, *roads)
         with progress("Unseen streets", sum(map(len, drives))) as advance:
             lengths = dict.fromkeys((drive.name for drive in drives), tuple(options.lengths))
             row = measure(drives, lambda s: estimate_trajectory(net, s, advance), lengths)
@@ -178,7 +180,7 @@ def main() -> None:
         values = np.array(list(row.values()))
         mean, median = values.mean(0), np.median(values, 0)
         across = "cross slope" if options.cross_slope else "level across"
-        across += ", hilly" if options.hilly else ""
+        across += ", hilly" * options.hilly + ", narrow" * options.narrow
         print(f"unseen streets, {options.traffic} traffic, {across}, {len(row)} drives of {options.frames} frames")
         print(f"  mean t_rel {mean[0]:.2f} %, r_rel {mean[1]:.2f}; median {median[0]:.2f} %, {median[1]:.2f}")
         print(f"  scale bias {mean[2]:+.2f} %, spread {values[:, 2].std():.2f}")

@@ -505,6 +505,7 @@ def test_trains_from_nothing_and_continues(tmp_path):
         heavy_views=2,
         leaning_drives=1,
         hilly_drives=1,
+        narrow_drives=1,
         bonnet_drives=1,
         weigh_steps=2,
         height=64,
@@ -517,6 +518,7 @@ def test_trains_from_nothing_and_continues(tmp_path):
     assert {name: len(files) for name, files in made.items()} == {
         "train": 4,
         "heavy-1": 1,
+        "narrow": 1,
         "bonnet": 1,
         "unseen": 1,
     }

@@ -24,9 +24,9 @@ from convlstm_vo.training.rendered import RenderedDrive, open_drive, render_driv
 
 # Far from the streets of `simulate` and from each other.
 _UNSEEN_SEED, _SEED = 9_000_000, 2_000_000
-_HEAVY_SEED, _LEANING_SEED, _HILLY_SEED = 2_500_000, 2_700_000, 2_800_000
+_HEAVY_SEED, _LEANING_SEED, _HILLY_SEED, _NARROW_SEED = 2_500_000, 2_700_000, 2_800_000, 2_900_000
 _LEAST_FRAMES = 20  # of a drive, for clips of 8 motions
-_MAY_BE_ZERO = ("seed", "heavy_drives", "leaning_drives", "hilly_drives", "bonnet_drives")
+_MAY_BE_ZERO = ("seed", "heavy_drives", "leaning_drives", "hilly_drives", "narrow_drives", "bonnet_drives")
 _OF_BOTH = ("out", "seed", "threads", "finetune")  # options; the others are for training from nothing
 
 
@@ -57,6 +57,9 @@ class GeometricOptions:
     hilly_drives: int = 0
     """More of them, on roads that rise and fall as KITTI's do and are not level across either. The shipped weights
     had none; with 100 they are better on such roads and worse in heavy traffic (docs/history.md)."""
+    narrow_drives: int = 60
+    """More of them, for the weights alone, in lanes between kerbs and not level across: what rises close beside the
+    lane must not be taken for it."""
     bonnet_drives: int = 40
     """So many of the usual ones are seen once more, by the weights alone, over the car's own bonnet, dirty or
     polished: one that mirrors the street must not be taken for road."""
@@ -103,6 +106,7 @@ def run_geometric(options: GeometricOptions) -> Path:
     heavy = _drives(options, "heavy", _HEAVY_SEED, options.heavy_drives, traffic="heavy")
     leaning = _drives(options, "leaning", _LEANING_SEED, options.leaning_drives, cross_slope=True)
     hilly = _drives(options, "hilly", _HILLY_SEED, options.hilly_drives, cross_slope=True, hilly=True)
+    narrow = _drives(options, "narrow", _NARROW_SEED, options.narrow_drives, cross_slope=True, narrow=True)
     flow_config = FlowConfig(steps=options.flow_steps, batch_size=options.flow_batch, seed=options.seed)
     device = "cuda" if options.device == "auto" and torch.cuda.is_available() else "cpu"
     chosen = [*drives, *heavy, *leaning, *hilly]
@@ -117,11 +121,13 @@ def run_geometric(options: GeometricOptions) -> Path:
     # Spread over all of them, which come in the order of their seeds.
     behind = [drives[k * len(drives) // count] for k in range(count)]
     again = range(1, options.heavy_views)
-    with progress("Flow of drives", len(chosen) + len(again) * len(heavy) + count + len(unseen)) as advance:
+    total = len(chosen) + len(again) * len(heavy) + len(narrow) + count + len(unseen)
+    with progress("Flow of drives", total) as advance:
         cache = functools.partial(cache_cells, flow, workers=os.cpu_count() or 1, advance=advance)
         cells = cache(chosen, folder / "train", 0)
         for view in again:
             cells += cache(heavy, folder / f"heavy-{view}", view)
+        cells += cache(narrow, folder / "narrow", 0)
         cells += cache(behind, folder / "bonnet", 0, bonnet=True)
         apart = cache(unseen, folder / "unseen", 0, plain=True)
     config = WeighConfig(steps=options.weigh_steps, seed=options.seed)

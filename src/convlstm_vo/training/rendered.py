@@ -62,7 +62,7 @@ def random_sequence(seed: int, frames: int, *, height: int, width: int, **world:
     """A drive of random road, camera, mounting, look and rate; everything follows from the seed.
 
     Args:
-        world: other options of `WorldSequence`, as traffic, cross_slope and hilly.
+        world: other options of `WorldSequence`, as traffic, cross_slope, hilly and narrow.
     """
     rng = generator(seed, 77)
     focal = 363.6 * float(rng.uniform(0.93, 1.07))

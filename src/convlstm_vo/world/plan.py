@@ -155,6 +155,23 @@ class Line:
 
 
 @dataclasses.dataclass(frozen=True)
+class Kerbs:
+    """What rises close to the lanes of a narrow road, all in metres.
+
+    Attributes:
+        island_m: half the width of the island between its two lanes.
+        heights_m: of the kerbs of the island and to the left and right of the road; 0: none.
+        rises_m: by how much more the ground rises from there, to the island's middle and across the pavements.
+        verges_m: by how much more again, left and right, up to their outer edges.
+    """
+
+    island_m: float
+    heights_m: tuple[float, float, float]
+    rises_m: tuple[float, float, float]
+    verges_m: tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True)
 class Leg:
     """A road: its middle line, half its width, and the part of it that the car drives.
 
@@ -162,6 +179,7 @@ class Leg:
         line: the middle line. half_width_m: of the carriageway. start_s, end_s: the driven part (of line.s).
         drop_m: how far it lies under the others, so that crossing roads never share a surface.
         driven: False for side streets.
+        kerbs: of a narrow road; None: the usual ones.
     """
 
     line: Line
@@ -170,6 +188,7 @@ class Leg:
     end_s: float
     drop_m: float
     driven: bool = True
+    kerbs: Kerbs | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -355,7 +374,13 @@ def _meeting(a: Leg, b: Leg) -> tuple[float, float, float]:
 
 
 def make_plan(
-    seed: int, kind: StreetKind, length_m: float, *, cross_slope: bool = False, hilly: bool = False
+    seed: int,
+    kind: StreetKind,
+    length_m: float,
+    *,
+    cross_slope: bool = False,
+    hilly: bool = False,
+    narrow: bool = False,
 ) -> Plan:
     """Draw path and roads for a drive of at least ``length_m``, bit for bit the same for a seed.
 
@@ -365,14 +390,17 @@ def make_plan(
         cross_slope: roads that fall from their middle to their edges and lean into bends, in open country with
             banks and kerbs beside them, in place of level ones.
         hilly: roads that rise and fall as KITTI's do, in place of gentler ones.
+        narrow: in town and country, lanes between kerbs: an island close to their left, and ground that rises
+            close to their right.
     """
     rng, across = generator(seed, 1), generator(seed, 9) if cross_slope else None
     hills = generator(seed, 10) if hilly else None
-    plan = _draw_plan(rng, kind, length_m, across, hills)
+    kerbs = generator(seed, 11) if narrow and kind != "motorway" else None
+    plan = _draw_plan(rng, kind, length_m, across, hills, kerbs)
     for _ in range(_MOST_DRAWS):
         if not _passes_through_a_road(plan):
             break
-        plan = _draw_plan(rng, kind, length_m, across, hills)
+        plan = _draw_plan(rng, kind, length_m, across, hills, kerbs)
     return plan
 
 
@@ -442,12 +470,22 @@ def _banks(rng: np.random.Generator, s: Array, kind: StreetKind) -> tuple[Array,
     return banks, (kerbs[0], kerbs[1])
 
 
+def _kerbs(rng: np.random.Generator, island_m: float) -> Kerbs:
+    """A kerb is 4 to 16 cm high, and one side in four has none; pavements rise by up to 12 cm, verges by 40."""
+    heights = [float(rng.uniform(0.04, 0.16)) for _ in range(3)]
+    sides = [height if rng.random() < 0.75 else 0.0 for height in heights[1:]]
+    rises = float(rng.uniform(0.0, 0.15)), float(rng.uniform(0.0, 0.12)), float(rng.uniform(0.0, 0.12))
+    verges = float(0.4 * rng.random() ** 2), float(0.4 * rng.random() ** 2)
+    return Kerbs(island_m, (heights[0], sides[0], sides[1]), rises, verges)
+
+
 def _draw_plan(
     rng: np.random.Generator,
     kind: StreetKind,
     length_m: float,
     across: np.random.Generator | None,
     hills: np.random.Generator | None,
+    kerbs: np.random.Generator | None,
 ) -> Plan:
     parts = _town_parts(rng, length_m) if kind == "town" else _open_parts(rng, length_m, kind)
     parts = [(np.zeros(round(30 / STEP_M)), False), *parts, (np.zeros(round(60 / STEP_M)), False)]
@@ -461,6 +499,12 @@ def _draw_plan(
     path = trace(kappa, _slopes(rng, s, kind, turns, hills))
     lane = {"town": 1.75, "country": 1.6, "motorway": 1.9}[kind]
     widths = {"town": (4.6, 6.4), "country": (2.9, 3.6), "motorway": (5.6, 5.8)}[kind]
+    island = beyond = 0.0
+    if kerbs is not None:
+        island = float(kerbs.uniform(0.4, 1.5))
+        lane = island + float(kerbs.uniform(1.35, 2.4))
+        widths = (lane + 1.35, lane + (3.6 if kind == "town" else 2.0))
+        beyond = 3.0  # a junction, whose corners the car cuts
     if across is not None:
         path = dataclasses.replace(path, section=_section(across, path, kind, turns, lane, widths[0]))
     legs: list[Leg] = []
@@ -474,6 +518,9 @@ def _draw_plan(
         half_width = float(rng.uniform(*widths))
         if line.section is not None:
             line = dataclasses.replace(line, section=dataclasses.replace(line.section, half_width_m=half_width))
-        legs.append(Leg(line, half_width, begin, end, 0.015 * (k % 3)))
-    crossings = [(*_meeting(a, b), max(a.half_width_m, b.half_width_m) + 3.5) for a, b in itertools.pairwise(legs)]
+        beside = None if kerbs is None else _kerbs(kerbs, island)
+        legs.append(Leg(line, half_width, begin, end, 0.015 * (k % 3), kerbs=beside))
+    crossings = [
+        (*_meeting(a, b), max(a.half_width_m, b.half_width_m) + 3.5 + beyond) for a, b in itertools.pairwise(legs)
+    ]
     return Plan(kind, path, lane, legs, np.array(crossings).reshape(-1, 4), turns)

@@ -192,7 +192,7 @@ class Planter:
         for s in np.arange(line.s[0], line.s[-1], 23.0):
             if rng.random() < 0.5:
                 self.sign(float(s + rng.uniform(0, 20)), side * (hw + 0.6))
-        if hw > 5.2:
+        if hw > self.plan.lane_m + 3.45:  # else they would stand in our way
             self._parked(side)
 
     def _parked(self, side: float) -> None:

@@ -64,6 +64,8 @@ class WorldSequence:
         cross_slope: roads fall to their edges for the rain and lean into bends, as real ones do, and in open
             country grass rises beside some; else all is level across.
         hilly: roads rise and fall as sharply as KITTI's do; else gently.
+        narrow: in town and country, lanes lie between kerbs, an island to the left, and ground that rises to the
+            right, as close as 1.4 m from the middle of the car.
         name: of the sequence ("world-SEED" by default).
 
     Attributes:
@@ -77,11 +79,12 @@ class WorldSequence:
                  fps: float = 10.0, mount: Mount | Literal["random"] | None = None,
                  sensor: Sensor | Literal["random"] | None = None,
                  distortion: Distortion | None = None, traffic: Traffic | TrafficKind = "usual",
-                 cross_slope: bool = False, hilly: bool = False, name: str = "") -> None:  # fmt: skip
+                 cross_slope: bool = False, hilly: bool = False, narrow: bool = False,
+                 name: str = "") -> None:  # fmt: skip
         self.mount = Mount.random(generator(seed, 4)) if mount == "random" else mount or Mount()
         _check(kind, frames, fps, self.mount)
         self.seed, self.frames, self.kind, self.fps = seed, frames, kind_of(seed, kind), fps
-        self.camera, self.cross_slope, self.hilly = camera, cross_slope, hilly
+        self.camera, self.cross_slope, self.hilly, self.narrow = camera, cross_slope, hilly, narrow
         self.sensor = Sensor.random(generator(seed, 5)) if sensor == "random" else sensor or Sensor()
         if isinstance(traffic, str) and traffic not in get_args(TrafficKind):
             raise WorldError(
@@ -96,7 +99,9 @@ class WorldSequence:
     def plan(self) -> Plan:
         """Path and roads."""
         length = CRUISE_M_S[self.kind][1] * (self.frames - 1) / self.fps + 40
-        return make_plan(self.seed, self.kind, length, cross_slope=self.cross_slope, hilly=self.hilly)
+        return make_plan(
+            self.seed, self.kind, length, cross_slope=self.cross_slope, hilly=self.hilly, narrow=self.narrow
+        )
 
     @functools.cached_property
     def drive(self) -> Drive:

@@ -74,6 +74,8 @@ class SimulateConfig:
     """Roads fall to their edges for the rain and lean into bends, as real ones do; banks and kerbs beside them."""
     hilly: bool = False
     """Roads rise and fall as sharply as KITTI's do, in crests, dips and ramps of 15 to 120 m."""
+    narrow: bool = False
+    """In town and country, lanes lie between kerbs: an island close to the left, ground that rises to the right."""
     fps: float = 10.0
     """Frames a second."""
     depth: bool = False
@@ -122,6 +124,7 @@ class SimulateConfig:
             traffic=self.traffic,
             cross_slope=self.cross_slope,
             hilly=self.hilly,
+            narrow=self.narrow,
             name=self.name(number),
         )
 
@@ -193,7 +196,7 @@ def _identity(config: SimulateConfig) -> dict[str, Any]:
     """Everything that the content depends on."""
     values = dataclasses.asdict(config)
     del values["out"], values["workers"]
-    for name in ("traffic", "cross_slope", "hilly"):
+    for name in ("traffic", "cross_slope", "hilly", "narrow"):
         if values[name] == SimulateConfig.__dataclass_fields__[name].default:
             del values[name]  # folders of before the option have no such key
     return {"made_by": "convlstm-vo simulate", **values}

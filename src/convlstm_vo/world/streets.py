@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -14,7 +15,7 @@ from convlstm_vo.world.bank import bank
 from convlstm_vo.world.exact import sincos
 from convlstm_vo.world.ground import Hills, Shadows, lay_leg, lay_terrain, pave_junction, road_material
 from convlstm_vo.world.meshes import Light, Mesh
-from convlstm_vo.world.plan import BANK_PROFILE, MOVER_KINDS, Leg, Plan, Section, StreetKind, generator
+from convlstm_vo.world.plan import BANK_PROFILE, MOVER_KINDS, Kerbs, Leg, Plan, Section, StreetKind, generator
 from convlstm_vo.world.planting import Planter
 from convlstm_vo.world.scene import Material, Scene, SceneBuilder
 
@@ -91,7 +92,7 @@ def _marks(rng: np.random.Generator, plan: Plan, leg: Leg) -> Array:
         if plan.kind == "town":
             if style < 0.7:
                 rows.append([0.0, 0.06, period, period * share, 1.3, a, b, tone])
-            if style < 0.25:
+            if style < 0.25 and leg.kerbs is None:
                 rows += [[side * (hw - 2.05), 0.05, 1e6, 1e6, -10.0, a, b, tone] for side in (-1, 1)]
         else:
             # Rows come first-come, first-served in the shader: no two may overlap.
@@ -109,6 +110,8 @@ def _bands(rng: np.random.Generator, kind: StreetKind, leg: Leg, walk: float, ro
     hw = leg.half_width_m
     sides = [(-hw, hw)] if leg.line.section is None else [(-hw, 0.0), (0.0, hw)]
     bands = [(left, right, 0.0, 0.0, "road", road_albedo) for left, right in sides]
+    if leg.kerbs is not None:
+        return bands + _kerbed_bands(rng, leg, leg.kerbs, walk if kind == "town" else 0.8)
     if kind == "town":
         up, paving = 0.12, float(rng.uniform(0.2, 0.36))
         bands += [
@@ -127,6 +130,38 @@ def _bands(rng: np.random.Generator, kind: StreetKind, leg: Leg, walk: float, ro
             (hw, hw + 0.7, 0.0, -0.03, "soil", soil), (hw + 0.7, hw + 7.5, -0.03, -0.05, "verge", green),
             (-hw - 0.7, -hw, -0.03, 0.0, "soil", soil), (-hw - 7.5, -hw - 0.7, -0.05, -0.03, "verge", green),
         ]  # fmt: skip
+    return bands
+
+
+def _kerbed_bands(rng: np.random.Generator, leg: Leg, kerbs: Kerbs, walk: float) -> list[Band]:
+    """The island of a narrow road, and kerbs, pavements and verges close to its lanes."""
+    paving, green, top = float(rng.uniform(0.2, 0.36)), float(rng.uniform(0.13, 0.24)), kerbs.heights_m[0]
+    inside, crest = kerbs.island_m - 0.16, top + kerbs.rises_m[0]
+    planted = rng.random() < 0.6
+    profile = [(0.0, crest), (inside, top), (kerbs.island_m, top), (kerbs.island_m, 0.0)]
+    middle = ("verge", green) if planted else ("walk", paving)
+    bands = _mirrored(profile, [middle, ("kerb", 1.3 * paving), ("kerb", 0.8 * paving)], (-1, 1))
+    for side in (0, 1):
+        edge, up, rise = leg.half_width_m, kerbs.heights_m[1 + side], kerbs.rises_m[1 + side]
+        across = edge + 0.16 + walk
+        profile = [(edge, 0.0), (edge, up), (edge + 0.16, up), (across, up + rise)]
+        profile.append((across + 3.84, up + rise + kerbs.verges_m[side]))
+        materials = [("kerb", 0.8 * paving), ("kerb", 1.3 * paving), ("walk", paving), ("verge", green)]
+        if not up:  # no upright side
+            profile, materials = profile[1:], materials[1:]
+        bands += _mirrored(profile, materials, (2 * side - 1,))
+    return bands
+
+
+def _mirrored(
+    profile: Sequence[tuple[float, float]], materials: Sequence[tuple[str, float]], sides: Sequence[int]
+) -> list[Band]:
+    """Bands of a profile, (metres from the middle, height) outwards, on some sides (-1 left, 1 right) of it."""
+    bands: list[Band] = []
+    for side in sides:
+        for ((a, up), (b, on)), (material, albedo) in zip(itertools.pairwise(profile), materials, strict=True):
+            ends = (a, b, up, on) if side > 0 else (-b, -a, on, up)  # bands run from left to right
+            bands.append((*ends, material, albedo))
     return bands
 
 
