@@ -138,7 +138,7 @@ def run_geometric(options: GeometricOptions) -> Path:
     config = WeighConfig(steps=options.weigh_steps, seed=options.seed)
     train_weights(net, cells, apart, config, options.out, processes=torch.get_num_threads())
     with torch.no_grad():
-        net.log_corridor += math.log(_CORRIDOR_KEPT)
+        net.log_corridor.add_(math.log(_CORRIDOR_KEPT))
     save_checkpoint(options.out / "checkpoint", net)
     return options.out / "checkpoint"
 
