@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -527,10 +526,6 @@ def test_trains_from_nothing_and_continues(tmp_path):
     (once,) = (file for file in made["train"] if file.name[:8] == second.name[:8])
     with np.load(once) as a, np.load(second) as b:  # the same drive, spoilt in another way
         assert a["cells"].shape != b["cells"].shape or not np.allclose(a["cells"], b["cells"])
-    # The corridor that training found, narrowed once, however often the command goes on.
-    found = torch.load(tmp_path / "weights-last.pt", weights_only=True)["average"]["average"]["log_corridor"]
-    assert isinstance(first, GeometricNet)
-    assert float(first.log_corridor.detach() - found) == pytest.approx(math.log(0.75), abs=1e-6)
     again = load_checkpoint(run_geometric(dataclasses.replace(options)))
     for name, value in first.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], value, msg=name)

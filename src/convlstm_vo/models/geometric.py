@@ -597,8 +597,7 @@ class GeometricNet(nn.Module):
         # Less, and guesses creep away too; more, and a wrong one stays for a dozen frames after a covered lens.
         error = error * (0.7 + 0.3 * memory.known)
         vague = error.square() / (1 + error.square())
-        # Such errors are alike from frame to frame, and add up: what would do for one frame is to the fourth power.
-        return (1 / (1 + _ROAD_ERROR**2 * vague)).pow(4)[:, None]
+        return (1 / (1 + _ROAD_ERROR**2 * vague))[:, None]
 
     def shared(self, across: Tensor, along: Tensor) -> tuple[Tensor, Tensor]:
         """`trusted_weights` less what cells have in common: a thousand cells do not average out all of their error.

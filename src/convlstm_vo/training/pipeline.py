@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,10 +25,6 @@ from convlstm_vo.training.rendered import RenderedDrive, open_drive, render_driv
 # Far from the streets of `simulate` and from each other.
 _UNSEEN_SEED, _SEED = 9_000_000, 2_000_000
 _HEAVY_SEED, _LEANING_SEED, _HILLY_SEED, _NARROW_SEED = 2_500_000, 2_700_000, 2_800_000, 2_900_000
-# The corridor in which the road is weighed, of the one that training finds: over 8 frames a wide one errs least,
-# as more cells take part; over a drive a narrower one does, as kerbs and verges err the same way in every frame.
-# (0.6 to 0.8 of it are as good, on 42 unseen streets of four kinds: docs/history.md.)
-_CORRIDOR_KEPT = 0.75
 _LEAST_FRAMES = 20  # of a drive, for clips of 8 motions
 _MAY_BE_ZERO = ("seed", "heavy_drives", "leaning_drives", "hilly_drives", "narrow_drives", "bonnet_drives")
 _OF_BOTH = ("out", "seed", "threads", "finetune")  # options; the others are for training from nothing
@@ -137,8 +132,6 @@ def run_geometric(options: GeometricOptions) -> Path:
         apart = cache(unseen, folder / "unseen", 0, plain=True)
     config = WeighConfig(steps=options.weigh_steps, seed=options.seed)
     train_weights(net, cells, apart, config, options.out, processes=torch.get_num_threads())
-    with torch.no_grad():
-        net.log_corridor.add_(math.log(_CORRIDOR_KEPT))
     save_checkpoint(options.out / "checkpoint", net)
     return options.out / "checkpoint"
 
