@@ -66,7 +66,7 @@ def test_the_island_is_seen_where_it_is_told(seed) -> None:
     assert checked
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [6, 14, 20])  # roads wide enough to park on, but for our lane
 def test_nobody_parks_in_our_way(seed) -> None:
     drive = WorldSequence(seed, frames=60, kind="town", camera=CAMERA, narrow=True, cross_slope=True)
     for frame in range(0, 60, 12):

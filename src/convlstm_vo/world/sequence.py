@@ -65,7 +65,7 @@ class WorldSequence:
             country grass rises beside some; else all is level across.
         hilly: roads rise and fall as sharply as KITTI's do; else gently.
         narrow: in town and country, lanes lie between kerbs, an island to the left, and ground that rises to the
-            right, as close as 1.4 m from the middle of the car.
+            right, as close as 1.35 m from the middle of the car.
         name: of the sequence ("world-SEED" by default).
 
     Attributes:

@@ -175,11 +175,8 @@ def _verge_bands(section: Section, hw: float, soil: float, green: float) -> list
         materials = first + [("verge", green)] * (len(edges) - 1 - len(first))
         if kerb:  # its upright side
             edges, heights, materials = [0.0, *edges], [0.0, *heights], [("kerb", soil), *materials]
-        for i, (material, albedo) in enumerate(materials):
-            (a, up), (b, on) = (edges[i], heights[i]), (edges[i + 1], heights[i + 1])
-            if side < 0:  # bands run from left to right
-                (a, up), (b, on) = (-b, on), (-a, up)
-            bands.append((side * hw + a, side * hw + b, up, on, material, albedo))
+        profile = [(hw + at, up) for at, up in zip(edges, heights, strict=True)]
+        bands += _mirrored(profile, materials, (side,))
     return bands
 
 
