@@ -15,10 +15,12 @@ height is told, or over a bonnet, dirty or polished: means and medians.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -154,6 +156,32 @@ def _jpeg(quality: int) -> Change:
     return change
 
 
+def _gray(image: Image) -> Image:
+    return image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)  # type: ignore[return-value]
+
+
+def filmed(quality: int) -> Callable[[Sequence], Seen]:
+    """As an H.264 video of x264's constant rate factor ``quality``; 23 is its default. Gray, of even sides."""
+
+    def seen(s: Sequence) -> Seen:
+        height, width = s.camera.height // 2 * 2, s.camera.width // 2 * 2
+        film = io.BytesIO()
+        with av.open(film, "w", format="matroska") as out:
+            stream = out.add_stream("libx264", rate=10, options={"crf": str(quality)})
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            for i in range(len(s)):
+                gray = _gray(s[i].image)[:height, :width]
+                out.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(gray), format="gray")))
+            out.mux(stream.encode())
+        film.seek(0)
+        with av.open(film) as back:
+            images = [frame.to_ndarray(format="gray") for frame in back.decode(video=0)]
+        camera = s.camera.cropped(top=0, left=0, height=height, width=width)
+        return Seen(s, camera, lambda _, i: images[i])
+
+    return seen
+
+
 def _bonnet(image: Image, _: int) -> Image:
     """The car's own, over the lower 18 % in the middle of the image, with dirt on it and a bright edge."""
     height, width = image.shape
@@ -212,6 +240,9 @@ CAMERAS: dict[str, Callable[[Sequence], Seen]] = {
     "noise of 8 grey levels": spoilt(_noise(8.0)),
     "exposure that flickers by 15 %": spoilt(_flicker(0.15)),
     "JPEG of quality 25": spoilt(_jpeg(25)),
+    "H.264 of quality 23": filmed(23),
+    "H.264 of quality 28": filmed(28),
+    "H.264 of quality 33": filmed(33),
     "blurred by 1.5 pixels": spoilt(lambda image, _: cv2.GaussianBlur(image, (0, 0), 1.5)),  # type: ignore[return-value]
 }
 
@@ -221,7 +252,7 @@ def over_bonnet(s: Sequence, seed: int) -> Seen:
     own = Bonnet(s.camera.height, s.camera.width, np.random.default_rng(seed))
 
     def change(image: Image, _: int) -> Image:
-        return own.over(image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))  # type: ignore[arg-type]
+        return own.over(_gray(image))
 
     return spoilt(change)(s)
 

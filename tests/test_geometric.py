@@ -28,6 +28,7 @@ from convlstm_vo.models.geometric import (
     reach_at_rest,
 )
 from convlstm_vo.models.mounting import Memory
+from convlstm_vo.models.scene import cell_rays
 from convlstm_vo.models.solver import STILL, Solution, residuals
 from convlstm_vo.odometer import OdometryError, VisualOdometry, estimate_trajectory, working_size
 from convlstm_vo.sequences.base import Frame
@@ -328,6 +329,31 @@ def test_on_blank_asphalt_behind_a_car_the_speed_is_kept():
     true = np.linalg.norm(sequence.trajectory.motions[:17, :3], axis=1)
     assert true.min() > 0.8
     np.testing.assert_allclose(ways[1:], true, rtol=0.2)
+
+
+def half_width(net: GeometricNet, rows: slice, sd: float = 1e-3) -> float:
+    """Camera heights to the side at which a cell of the road counts 1/e, if only some of the rows are seen."""
+    rays = cell_rays(torch.tensor([[363.6, 363.6, 319.5, 60.0]]), 48, 160)[..., ::2, ::2]
+    sigma = torch.full((1, 24, 80), 10.0)
+    sigma[:, rows] = sd
+    cells = Cells(rays, rays[:, :2], sigma, torch.zeros_like(sigma))
+    _, along = net.trusted_weights(cells, Memory.unpack(torch.zeros(1, Memory.SIZE)), torch.zeros(1, 2, 24, 80))
+    row = along.unflatten(1, (24, 80))[0, rows][-1]
+    beside = (rays[0, 0, -1] / rays[0, 1, rows][-1]).square()
+    inside, aside = 40, 44
+    return float(((beside[aside] - beside[inside]) / (row[inside] / row[aside]).log()).sqrt().detach())
+
+
+def test_the_corridor_is_narrow_where_the_lane_is_seen_near():
+    net = load_checkpoint()
+    found = float(net.log_corridor.detach().exp())
+    near, far = half_width(net, slice(8, 24)), half_width(net, slice(8, 14))
+    assert near == pytest.approx(0.65 * found, rel=1e-3)  # or kerbs and verges, which rise, add up
+    assert far == pytest.approx(found, rel=1e-3)  # a bonnet, a camera that looks up: all is needed
+    assert half_width(net, slice(8, 24), sd=0.1) == pytest.approx(found, rel=1e-3)  # blank asphalt: what is beside
+    between = half_width(net, slice(8, 16))
+    assert near < between < far
+    assert half_width(net.train(), slice(8, 24)) == pytest.approx(found, rel=1e-3)
 
 
 def test_scale_follows_the_camera_height():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -61,6 +63,28 @@ def test_a_video_gives_rgb_frames_at_its_rate(video: Path) -> None:
     assert red > 200 and green < 60
     with pytest.raises(SequenceError, match="only once"):
         list(stream)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv"])
+def test_a_phones_video_comes_frame_for_frame_with_its_times(tmp_path: Path, suffix: str) -> None:
+    """H.264 of no constant rate, whose frames lie in the file in another order than they are shown in."""
+    path, times_ms = tmp_path / f"drive.{suffix}", [0, 33, 67, 100, 167, 200, 233, 300, 333, 367, 400, 467]
+    with av.open(str(path), "w") as film:
+        stream = film.add_stream("libx264", rate=30, options={"bf": "3", "b-adapt": "0", "crf": "10"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
+        packets = []
+        for number, time_ms in enumerate(times_ms):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64), 20 * number, np.uint8), format="gray")
+            frame.pts, frame.time_base = time_ms, Fraction(1, 1000)
+            packets += stream.encode(frame)
+        packets += stream.encode()
+        film.mux(packets)
+    assert [p.pts for p in packets] != sorted(p.pts for p in packets)  # frames that look ahead
+    frames = list(open_stream(str(path), field_of_view))
+    assert [frame.timestamp_s for frame in frames] == pytest.approx(np.array(times_ms) / 1000, abs=1e-3)
+    grey = [float(frame.image.mean()) for frame in frames]
+    np.testing.assert_allclose(grey, 20 * np.arange(12), atol=6)
 
 
 class FakeCapture:

@@ -139,7 +139,7 @@ def run_geometric(options: GeometricOptions) -> Path:
 def _drives(options: GeometricOptions, name: str, first: int, count: int, **world: Any) -> list[RenderedDrive]:
     if not count:
         return []
-    with progress(f"Streets ({name})", count) as advance:
+    with progress(f"Streets ({name})", count, unit="") as advance:  # minutes each: a rate would be 0
         paths = render_drives(
             options.out / "drives" / name,
             range(first, first + count),
