@@ -213,6 +213,9 @@ class InputOptions:
     distortion: tuple[float, ...] = ()
     """Distortion of the lens that --intrinsics describe: OpenCV's k1 k2 p1 p2 [k3 [k4 k5 k6]]. Frames are
     undistorted first; so they are with a YAML, or a bag's camera_info, that has coefficients."""
+    rotate: Literal[0, 90, 180, 270] = 0
+    """Degrees by which frames are turned clockwise first: 180 for a camera that hangs upside down. Intrinsics,
+    distortion and mask are those of the frames as they come; a video that knows how it was held needs none."""
     topic: str | None = None
     """Images of a ROS bag; may be left out where there is only one topic of them."""
     camera: Literal[0, 1, 2, 3] = 0
@@ -320,11 +323,15 @@ def _vehicle(camera_height: float | None, calibration: Path | None) -> VehicleCa
 
 
 def _mask(path: Path | None, stream: Stream) -> Image | None:
-    """As the stream's frames are, of which a lens may have been removed."""
+    """As the stream's frames are, which may have been turned, or of which a lens may have been removed."""
     from convlstm_vo.odometer import read_mask
+    from convlstm_vo.sequences.changed import Turned
 
     if path is None:
         return None
+    if isinstance(stream, Turned):
+        mask = _mask(path, stream.stream)
+        return None if mask is None else stream.turn(mask)
     mask, lens = read_mask(path, stream.camera), getattr(stream, "lens", None)
     return mask if lens is None else lens.undistort(mask)
 
@@ -408,10 +415,11 @@ def _tell_turns(track: Trajectory, found: Trajectory, camera: Camera) -> None:
 
 
 def _open(options: InputOptions) -> Stream:
-    """The input, with the distortion that the options tell of removed."""
+    """The input, with the distortion that the options tell of removed, and turned."""
     from convlstm_vo.sequences import open_stream
     from convlstm_vo.sequences.base import SequenceError
     from convlstm_vo.sequences.calibration import camera_from, lens_from_ros
+    from convlstm_vo.sequences.changed import Turned
     from convlstm_vo.sequences.lens import Lens, Undistorted, bends
 
     calib = options.calib
@@ -444,7 +452,7 @@ def _open(options: InputOptions) -> Stream:
     stream = stream if lens is None else Undistorted(stream, lens)
     if doubt := stream.camera.doubt():
         print(f"Warning: {doubt}", file=sys.stderr)
-    return stream
+    return Turned(stream, options.rotate) if options.rotate else stream
 
 
 # --- simulate, demo ---------------------------------------------------------------------------------------------

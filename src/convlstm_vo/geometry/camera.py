@@ -93,6 +93,14 @@ class Camera:
         """The same camera when its image is flipped left to right."""
         return dataclasses.replace(self, cx=self.width - 1 - self.cx)
 
+    def turned(self, quarters: int) -> Camera:
+        """The same camera when its image is turned clockwise by so many right angles."""
+        camera = self
+        for _ in range(quarters % 4):
+            cx, cy = camera.height - 1 - camera.cy, camera.cx
+            camera = Camera(camera.fy, camera.fx, cx, cy, height=camera.width, width=camera.height)
+        return camera
+
     def project(self, points_xyz: NDArray[np.float64]) -> NDArray[np.float64]:
         """Pixel coordinates (..., 2) of points (..., 3) in the camera frame (z > 0)."""
         x, y, z = np.moveaxis(points_xyz, -1, 0)

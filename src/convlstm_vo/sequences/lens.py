@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from functools import cached_property
 from typing import Literal
 
@@ -12,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convlstm_vo.geometry.camera import Camera
-from convlstm_vo.sequences.base import Frame, Image, SequenceError, Stream
+from convlstm_vo.sequences.base import Image, SequenceError, Stream
+from convlstm_vo.sequences.changed import Changed
 
 LensModel = Literal["plumb_bob", "equidistant"]
 _WIDEST = 1.43  # tangent of half of the widest field of view of a pinhole's frame
@@ -165,7 +165,7 @@ def lens_of(camera: Camera, coefficients: tuple[float, ...], model: str, source:
     return lens
 
 
-class Undistorted:
+class Undistorted(Changed):
     """A stream whose frames come through `Lens.undistort`.
 
     Args:
@@ -182,21 +182,5 @@ class Undistorted:
             raise SequenceError(
                 f"{stream.name}: its images are {have[0]}x{have[1]}, the lens's {want[0]}x{want[1]}"
             )
-        self._stream, self.lens = stream, lens
-        self.trajectory = getattr(stream, "trajectory", None)
-        self.name, self.camera = stream.name, lens.rectified
-        length = getattr(stream, "__len__", None)
-        self.approximate_length = getattr(stream, "approximate_length", None) if length is None else length()
-
-    @property
-    def dropped(self) -> int:
-        """Frames of a live source that came while others were looked at."""
-        return int(getattr(self._stream, "dropped", 0))
-
-    @property
-    def restamped(self) -> int:
-        """Of a bag; see `BagStream`."""
-        return int(getattr(self._stream, "restamped", 0))
-
-    def __iter__(self) -> Iterator[Frame]:
-        return (dataclasses.replace(frame, image=self.lens.undistort(frame.image)) for frame in self._stream)
+        super().__init__(stream, lens.rectified, lens.undistort)
+        self.lens = lens
