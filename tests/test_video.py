@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 import time
 from fractions import Fraction
@@ -85,6 +86,29 @@ def test_a_phones_video_comes_frame_for_frame_with_its_times(tmp_path: Path, suf
     assert [frame.timestamp_s for frame in frames] == pytest.approx(np.array(times_ms) / 1000, abs=1e-3)
     grey = [float(frame.image.mean()) for frame in frames]
     np.testing.assert_allclose(grey, 20 * np.arange(12), atol=6)
+
+
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+def test_a_phones_video_comes_as_it_was_held(tmp_path: Path, quarters: int) -> None:
+    """How it was held is a matrix in the file's track header, which turns the frames clockwise."""
+    path, image = tmp_path / "drive.mp4", np.zeros((48, 64), np.uint8)
+    image[:16, :16] = 255
+    with av.open(str(path), "w") as film:
+        stream = film.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for _ in range(3):
+            film.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="gray")))
+        film.mux(stream.encode())
+    data = bytearray(path.read_bytes())
+    a, b, right, down = {1: (0, 1, 48, 0), 2: (-1, 0, 64, 48), 3: (0, -1, 0, 64)}[quarters]
+    one, at = 1 << 16, data.index(b"tkhd") + 44
+    rows = (a * one, b * one, 0, -b * one, a * one, 0, right * one, down * one, 1 << 30)
+    data[at : at + 36] = struct.pack(">9i", *rows)
+    path.write_bytes(data)
+    video = open_stream(str(path), field_of_view)
+    held = np.rot90(image, -quarters)
+    assert (video.camera.height, video.camera.width) == held.shape
+    np.testing.assert_allclose(next(iter(video)).image[..., 0], held, atol=60)
 
 
 class FakeCapture:

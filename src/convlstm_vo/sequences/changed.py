@@ -61,9 +61,8 @@ class Turned(Changed):
         super().__init__(stream, stream.camera.turned(degrees // 90), self.turn)
         self._code = _TURNS[degrees]
         if self.trajectory is not None:
-            c, s = [(0, 1), (-1, 0), (0, -1)][degrees // 90 - 1]
-            T = np.diag([0.0, 0.0, 1.0, 1.0])  # from the camera's axes to those of the turned one
-            T[:2, :2] = [[c, -s], [s, c]]
+            T = np.eye(4)  # from the camera's axes to those of the turned one
+            T[:2, :2] = np.linalg.matrix_power(np.array([[0.0, -1.0], [1.0, 0.0]]), degrees // 90)
             poses = T @ self.trajectory.T_world_camera @ T.T
             self.trajectory = Trajectory(self.trajectory.timestamps_s, poses)
 
