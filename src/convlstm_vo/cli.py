@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from convlstm_vo.odometer import VisualOdometry
     from convlstm_vo.recorder import Tally
     from convlstm_vo.sequences.base import Image, Stream
+    from convlstm_vo.sequences.lens import Lens
     from convlstm_vo.training.config import TrainConfig
 
 Options = TypeVar("Options")
@@ -213,6 +214,9 @@ class InputOptions:
     distortion: tuple[float, ...] = ()
     """Distortion of the lens that --intrinsics describe: OpenCV's k1 k2 p1 p2 [k3 [k4 k5 k6]]. Frames are
     undistorted first; so they are with a YAML, or a bag's camera_info, that has coefficients."""
+    find_distortion: bool = False
+    """Find the lens's distortion from the first seconds of driving, for a camera that nobody has calibrated: with
+    --fov, that of the image as it comes, or --intrinsics. Written as camera.yaml, for --calib."""
     rotate: Literal[0, 90, 180, 270] = 0
     """Degrees by which frames are turned clockwise first: 180 for a camera that hangs upside down. Intrinsics,
     distortion and mask are those of the frames as they come; a video that knows how it was held needs none."""
@@ -276,6 +280,7 @@ def run(argv: list[str]) -> None:
             print(f"{tally.count} frames before the error: {file.partial}")
         elif tally.count and file.written:
             _conclude(out, stream, odometer, tally)
+            _write_found_lens(out / "camera.yaml", stream, options)
             if whole and total and tally.count < 0.95 * total - 1:
                 print(f"Warning: the file claims {total} frames; it may be damaged from there on", file=sys.stderr)
 
@@ -396,6 +401,7 @@ def calibrate(argv: list[str]) -> None:
         f"camera {done.camera_height_m:.3f} m above the road, pitch {done.pitch_rad:+.4f} rad, "
         f"roll {done.roll_rad:+.4f} rad, yaw {done.yaw_rad:+.4f} rad: {options.out}"
     )
+    _write_found_lens(options.out.with_name("camera.yaml"), stream, options)
     if track is not None and len(track) == len(path):  # of the same frames: its turns can be compared
         _tell_turns(track, path, stream.camera)
 
@@ -440,19 +446,69 @@ def _open(options: InputOptions) -> Stream:
         )
 
     given = not (calib is None and options.intrinsics is None and options.fov is None)
-    stream = open_stream(
-        options.input,
-        camera_for if given else None,
-        camera=options.camera,
-        topic=options.topic,
-        fps=options.fps,
-    )
+
+    def opened() -> Stream:
+        wanted = camera_for if given else None
+        return open_stream(options.input, wanted, camera=options.camera, topic=options.topic, fps=options.fps)
+
+    stream = opened()
     own = Lens(stream.camera, options.distortion) if options.distortion else None
     lens = own if bends(options.distortion) else ros
+    if options.find_distortion:
+        if lens is not None or getattr(stream, "lens", None) is not None:
+            raise SequenceError("--find-distortion: the distortion is given already; leave one of the two out")
+        lens = _found_lens(stream, options)
+        stream = opened()  # a video can be read but once
     stream = stream if lens is None else Undistorted(stream, lens)
     if doubt := stream.camera.doubt():
         print(f"Warning: {doubt}", file=sys.stderr)
     return Turned(stream, options.rotate) if options.rotate else stream
+
+
+def _found_lens(stream: Stream, options: InputOptions) -> Lens | None:
+    """The lens as the first seconds of a stream tell of it; None where it bends nothing."""
+    from convlstm_vo.models.checkpoint import load_checkpoint
+    from convlstm_vo.models.geometric import GeometricNet
+    from convlstm_vo.odometer import COMPILING, compiles_first
+    from convlstm_vo.progress import progress
+    from convlstm_vo.self_calibration import ENOUGH, SelfCalibrationError, find_bend
+    from convlstm_vo.sequences.changed import Turned
+
+    if getattr(stream, "live", False):
+        raise SelfCalibrationError(
+            f"{options.input}: --find-distortion has to see the first frames twice, which a live source does not "
+            "show again; record a minute, find it there, and give the camera.yaml that is written (--calib)"
+        )
+    net = load_checkpoint()
+    assert isinstance(net, GeometricNet)
+    if compiles_first(net):
+        print(COMPILING, file=sys.stderr, flush=True)
+    upright = Turned(stream, options.rotate) if options.rotate else stream
+    try:
+        with progress("Finding distortion", ENOUGH, unit="pairs") as advance:
+            found = find_bend(net, upright, upright.camera, advance)
+    except SelfCalibrationError as error:
+        raise SelfCalibrationError(f"{options.input}: {error}") from None
+    told = f"{found.bend:+.3f} +- {found.sd:.3f}, by the division model"
+    if not found.clear:
+        print(f"no distortion found ({told}): the frames are used as they are")
+        return None
+    lens = found.lens(stream.camera, fov_deg=options.fov)
+    _ = lens.rectified
+    focal = f"; focal length {lens.camera.fx:.1f} px" if options.fov is not None else ""
+    print(f"distortion found ({told}){focal}: the frames are undistorted")
+    return lens
+
+
+def _write_found_lens(path: Path, stream: Stream, options: InputOptions) -> None:
+    """What `--find-distortion` found, for `--calib`."""
+    from convlstm_vo.sequences.calibration import write_ros
+    from convlstm_vo.sequences.changed import Turned
+
+    lens = getattr(stream.stream if isinstance(stream, Turned) else stream, "lens", None)
+    if options.find_distortion and lens is not None:
+        write_ros(path, lens)
+        print(f"the camera with its distortion, for --calib: {path}")
 
 
 # --- simulate, demo ---------------------------------------------------------------------------------------------

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from convlstm_vo.geometry.camera import Camera, CameraError
+from convlstm_vo.geometry.files import write_atomically
 from convlstm_vo.sequences.base import SequenceError
 from convlstm_vo.sequences.kitti import camera_from_projection, projection_matrix
 from convlstm_vo.sequences.lens import Lens, lens_of
@@ -65,6 +67,23 @@ def lens_from_ros(path: Path) -> Lens | None:
         SequenceError: not such a file, or a distortion model that is not known.
     """
     return lens_of(*_read_ros(path), str(path))
+
+
+def write_ros(path: Path, lens: Lens) -> None:
+    """A lens as a ROS ``camera_info`` YAML, which `lens_from_ros` reads, and ROS does."""
+    K, P = lens.camera.matrix(), lens.rectified.matrix()
+    model = "rational_polynomial" if lens.model == "plumb_bob" and len(lens.coefficients) >= 8 else lens.model
+    info = {
+        "image_width": lens.camera.width,
+        "image_height": lens.camera.height,
+        "camera_name": "camera",
+        "camera_matrix": {"rows": 3, "cols": 3, "data": K.flatten().tolist()},
+        "distortion_model": model,
+        "distortion_coefficients": {"rows": 1, "cols": len(lens.coefficients), "data": list(lens.coefficients)},
+        "rectification_matrix": {"rows": 3, "cols": 3, "data": np.eye(3).flatten().tolist()},
+        "projection_matrix": {"rows": 3, "cols": 4, "data": np.pad(P, ((0, 0), (0, 1))).flatten().tolist()},
+    }
+    write_atomically(path, yaml.safe_dump(info, sort_keys=False, default_flow_style=None))
 
 
 def _read_ros(path: Path) -> tuple[Camera, tuple[float, ...], str]:

@@ -167,6 +167,11 @@ class VideoStream:
         self._live = LiveFrames(self._capture, first) if live else None
 
     @property
+    def live(self) -> bool:
+        """Whether frames come once and for all."""
+        return self._live is not None
+
+    @property
     def dropped(self) -> int:
         """Frames of a live source that came while others were looked at."""
         return 0 if self._live is None else self._live.dropped
