@@ -2,9 +2,9 @@
 
 python benchmarks/lens.py --json lens.json
 
-Rendered streets through barrels (k1, k2 as OpenCV's) and through lenses that bend nothing; KITTI's clips as a barrel
-would have taken them (the middle of the images, resampled). "By its field of view": intrinsics of the angle that the
-image subtends as it comes (`--fov`), where the focal length is found with the distortion.
+Rendered streets through barrels (k1, k2 as OpenCV's) and through lenses that bend nothing; KITTI's clips as a
+barrel would have taken them (the middle of the images, resampled). "By its field of view": intrinsics of the angle
+that the image subtends as it comes (`--fov`), where the focal length is found with the distortion.
 """
 
 from __future__ import annotations
