@@ -80,7 +80,7 @@ def test_run_finds_the_distortion(
 ) -> None:
     drive, frames = bent_street
     (tmp_path / "bent").mkdir()
-    for frame in frames:
+    for frame in frames[:42]:
         cv2.imwrite(str(tmp_path / "bent" / f"{frame.index:04}.png"), frame.image)
     edge = Lens(CAMERA, (BARREL.k1, BARREL.k2, 0.0, 0.0))._rays(np.array([623.5]), np.array([93.5]))[0, 0]
     fov = ["--fov", f"{2 * np.degrees(np.arctan(edge)):.3f}"]
@@ -95,7 +95,7 @@ def test_run_finds_the_distortion(
     said = capsys.readouterr().out
     assert "distortion found (-0." in said and "for --calib:" in said
     assert ways["again"] == ways["found"]
-    true = float(drive.trajectory.distances_m[-1])
+    true = float(drive.trajectory.distances_m[41])
     off = {}
     for name, text in ways.items():
         places = np.array([row.split() for row in text.splitlines()], float).reshape(-1, 3, 4)[:, :, 3]

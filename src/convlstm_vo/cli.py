@@ -444,6 +444,8 @@ def _open(options: InputOptions) -> Stream:
             "--find-distortion, or give --find-distortion alone with one of them"
         )
 
+    found: list[Lens] = []
+
     def camera_for(height: int, width: int) -> Camera:
         if ros is not None and options.intrinsics is None and options.fov is None:
             return ros.camera
@@ -457,8 +459,6 @@ def _open(options: InputOptions) -> Stream:
             fov_deg=options.fov,
             camera=options.camera,
         )
-
-    found: list[Lens] = []
 
     def opened() -> Stream:
         wanted = camera_for if told or options.find_camera else None
@@ -508,7 +508,8 @@ def _found_lens(stream: Stream, opened: Callable[[], Stream], options: InputOpti
     total = None if options.find_camera else ENOUGH  # until the car has turned far enough
     try:
         with progress("Finding the camera", total, unit="pairs") as advance:
-            found = find_camera(net, upright, upright().camera, advance, focal=options.find_camera)
+            assumed = stream.camera.turned(options.rotate // 90)
+            found = find_camera(net, upright, assumed, advance, focal=options.find_camera)
     except SelfCalibrationError as error:
         raise SelfCalibrationError(f"{options.input}: {error}") from None
     if options.rotate:  # of frames as they come

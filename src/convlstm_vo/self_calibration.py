@@ -47,7 +47,7 @@ _TURNED_RAD, _MOST, _LONGEST_FOR_A_TURN_S = 1.6, 120, 180.0
 # by lenses that bend nothing is off by 0.7 standard deviations (rms), on KITTI's clips by 2.7, at most by 3.8.
 _ALIKE, _CLEAR = 30.0, 5.0
 _USUAL_SD = np.array([0.4, 0.15])  # of log zoom and bend, before one looks
-_CERTAIN = 0.03  # standard deviation of log zoom, beyond which a focal length is not known
+_CERTAIN, _HOPELESS = 0.03, 0.15  # standard deviations of log zoom: it is known; it will not be
 _ROUNDS, _LARGEST_CHANGE, _DONE = 12, 0.15, 0.003
 _FASTEST = 3.0  # times as far as Gauss-Newton goes
 _PASSES, _NEAR = 4, 0.05  # over the film; log zoom, at which another one tells no more
@@ -153,7 +153,7 @@ def find_camera(
             )
         (log_zoom, bend), (zoom_sd, bend_sd) = _likeliest(net, pairs, _corner(assumed), focal)
         found = FoundCamera(assumed, log_zoom, zoom_sd, bend, bend_sd, len(pairs))
-        if abs(log_zoom) < _NEAR:  # else more is seen with a better guess
+        if abs(log_zoom) < _NEAR or zoom_sd > _HOPELESS:  # else more is seen with a better guess
             break
         scale = math.exp(-log_zoom)
         assumed = dataclasses.replace(assumed, fx=assumed.fx * scale, fy=assumed.fy * scale)
