@@ -217,9 +217,6 @@ class InputOptions:
     find_distortion: bool = False
     """Find the lens's distortion from the first seconds of driving, for a camera that nobody has calibrated: with
     --fov, that of the image as it comes, or --intrinsics. Written as camera.yaml, for --calib."""
-    find_camera: bool = False
-    """Find focal length and distortion from the first 3 minutes, of a camera of which nothing is known; the car has
-    to turn in them. Written as camera.yaml, for --calib."""
     rotate: Literal[0, 90, 180, 270] = 0
     """Degrees by which frames are turned clockwise first: 180 for a camera that hangs upside down. Intrinsics,
     distortion and mask are those of the frames as they come; a video that knows how it was held needs none."""
@@ -283,7 +280,7 @@ def run(argv: list[str]) -> None:
             print(f"{tally.count} frames before the error: {file.partial}")
         elif tally.count and file.written:
             _conclude(out, stream, odometer, tally)
-            _write_found_camera(out / "camera.yaml", stream, options)
+            _write_found_lens(out / "camera.yaml", stream, options)
             if whole and total and tally.count < 0.95 * total - 1:
                 print(f"Warning: the file claims {total} frames; it may be damaged from there on", file=sys.stderr)
 
@@ -404,7 +401,7 @@ def calibrate(argv: list[str]) -> None:
         f"camera {done.camera_height_m:.3f} m above the road, pitch {done.pitch_rad:+.4f} rad, "
         f"roll {done.roll_rad:+.4f} rad, yaw {done.yaw_rad:+.4f} rad: {options.out}"
     )
-    _write_found_camera(options.out.with_name("camera.yaml"), stream, options)
+    _write_found_lens(options.out.with_name("camera.yaml"), stream, options)
     if track is not None and len(track) == len(path):  # of the same frames: its turns can be compared
         _tell_turns(track, path, stream.camera)
 
@@ -425,8 +422,6 @@ def _tell_turns(track: Trajectory, found: Trajectory, camera: Camera) -> None:
 
 def _open(options: InputOptions) -> Stream:
     """The input, with the distortion that the options tell of removed, and turned."""
-    from convlstm_vo.geometry.camera import Camera
-    from convlstm_vo.self_calibration import USUAL_FOV_DEG
     from convlstm_vo.sequences import open_stream
     from convlstm_vo.sequences.base import SequenceError
     from convlstm_vo.sequences.calibration import camera_from, lens_from_ros
@@ -437,20 +432,10 @@ def _open(options: InputOptions) -> Stream:
     ros = None if calib is None or calib.suffix.lower() not in (".yaml", ".yml") else lens_from_ros(calib)
     if options.distortion and options.intrinsics is None:
         raise SequenceError("--distortion: belongs to --intrinsics FX FY CX CY; give both")
-    told = not (calib is None and options.intrinsics is None and options.fov is None)
-    if options.find_camera and (told or options.find_distortion):
-        raise SequenceError(
-            "--find-camera: is for a camera of which nothing is known; leave out --calib, --intrinsics, --fov and "
-            "--find-distortion, or give --find-distortion alone with one of them"
-        )
-
-    found: list[Lens] = []
 
     def camera_for(height: int, width: int) -> Camera:
         if ros is not None and options.intrinsics is None and options.fov is None:
             return ros.camera
-        if options.find_camera:
-            return found[-1].camera if found else Camera.from_fov(USUAL_FOV_DEG, height=height, width=width)
         return camera_from(
             height=height,
             width=width,
@@ -460,83 +445,70 @@ def _open(options: InputOptions) -> Stream:
             camera=options.camera,
         )
 
+    given = not (calib is None and options.intrinsics is None and options.fov is None)
+
     def opened() -> Stream:
-        wanted = camera_for if told or options.find_camera else None
+        wanted = camera_for if given else None
         return open_stream(options.input, wanted, camera=options.camera, topic=options.topic, fps=options.fps)
 
     stream = opened()
     own = Lens(stream.camera, options.distortion) if options.distortion else None
     lens = own if bends(options.distortion) else ros
-    if options.find_distortion or options.find_camera:
+    if options.find_distortion:
         if lens is not None or getattr(stream, "lens", None) is not None:
-            raise SequenceError(
-                f"{options.input}: --find-distortion, but the distortion is given already; leave it out"
-            )
-        found.append(_found_lens(stream, opened, options))
-        lens = found[0] if bends(found[0].coefficients) else None
-        stream = opened()
+            raise SequenceError("--find-distortion: the distortion is given already; leave one of the two out")
+        lens = _found_lens(stream, options)
+        stream = opened()  # a video can be read but once
     stream = stream if lens is None else Undistorted(stream, lens)
     if doubt := stream.camera.doubt():
         print(f"Warning: {doubt}", file=sys.stderr)
     return Turned(stream, options.rotate) if options.rotate else stream
 
 
-def _found_lens(stream: Stream, opened: Callable[[], Stream], options: InputOptions) -> Lens:
-    """The camera and its lens as the first frames of a stream, which can be opened again, tell of them."""
+def _found_lens(stream: Stream, options: InputOptions) -> Lens | None:
+    """The lens as the first seconds of a stream tell of it; None where it bends nothing."""
     from convlstm_vo.models.checkpoint import load_checkpoint
     from convlstm_vo.models.geometric import GeometricNet
     from convlstm_vo.odometer import COMPILING, compiles_first
     from convlstm_vo.progress import progress
-    from convlstm_vo.self_calibration import ENOUGH, SelfCalibrationError, find_camera
+    from convlstm_vo.self_calibration import ENOUGH, SelfCalibrationError, find_bend
     from convlstm_vo.sequences.changed import Turned
 
     if getattr(stream, "live", False):
         raise SelfCalibrationError(
-            f"{options.input}: to find out what camera it is takes its first frames twice, which a live source "
-            "does not show again; record a minute, find it there, and give the camera.yaml that this writes "
-            "(--calib)"
+            f"{options.input}: --find-distortion has to see the first frames twice, which a live source does not "
+            "show again; record a minute, find it there, and give the camera.yaml that is written (--calib)"
         )
     net = load_checkpoint()
     assert isinstance(net, GeometricNet)
     if compiles_first(net):
         print(COMPILING, file=sys.stderr, flush=True)
-
-    def upright() -> Stream:
-        again = opened()  # a video can be read but once
-        return Turned(again, options.rotate) if options.rotate else again
-
-    total = None if options.find_camera else ENOUGH  # until the car has turned far enough
+    upright = Turned(stream, options.rotate) if options.rotate else stream
     try:
-        with progress("Finding the camera", total, unit="pairs") as advance:
-            assumed = stream.camera.turned(options.rotate // 90)
-            found = find_camera(net, upright, assumed, advance, focal=options.find_camera)
+        with progress("Finding distortion", ENOUGH, unit="pairs") as advance:
+            found = find_bend(net, upright, upright.camera, advance)
     except SelfCalibrationError as error:
         raise SelfCalibrationError(f"{options.input}: {error}") from None
-    if options.rotate:  # of frames as they come
-        found = dataclasses.replace(found, assumed=found.assumed.turned(4 - options.rotate // 90))
-    lens = found.lens(fov_deg=options.fov)
-    if options.find_camera:
-        print(f"focal length found: {lens.camera.fx:.1f} px +- {100 * found.zoom_sd:.1f} %")
-    told = f"{found.bend:+.3f} +- {found.bend_sd:.3f}, by the division model"
-    if found.bends:
-        _ = lens.rectified  # or it cannot be removed
-        focal = f"; focal length {lens.camera.fx:.1f} px" if options.fov is not None else ""
-        print(f"distortion found ({told}){focal}: the frames are undistorted")
-    else:
+    told = f"{found.bend:+.3f} +- {found.sd:.3f}, by the division model"
+    if not found.clear:
         print(f"no distortion found ({told}): the frames are used as they are")
+        return None
+    lens = found.lens(stream.camera, fov_deg=options.fov)
+    _ = lens.rectified
+    focal = f"; focal length {lens.camera.fx:.1f} px" if options.fov is not None else ""
+    print(f"distortion found ({told}){focal}: the frames are undistorted")
     return lens
 
 
-def _write_found_camera(path: Path, stream: Stream, options: InputOptions) -> None:
-    """What `--find-distortion` or `--find-camera` found, for `--calib`."""
+def _write_found_lens(path: Path, stream: Stream, options: InputOptions) -> None:
+    """What `--find-distortion` found, for `--calib`."""
     from convlstm_vo.sequences.calibration import write_ros
     from convlstm_vo.sequences.changed import Turned
-    from convlstm_vo.sequences.lens import Lens
 
-    if options.find_distortion or options.find_camera:
-        own = stream.stream if isinstance(stream, Turned) else stream
-        write_ros(path, getattr(own, "lens", None) or Lens(own.camera, (0.0,) * 5))
-        print(f"the camera, for --calib: {path}")
+    lens = getattr(stream.stream if isinstance(stream, Turned) else stream, "lens", None)
+    if options.find_distortion and lens is not None:
+        write_ros(path, lens)
+        print(f"the camera with its distortion, for --calib: {path}")
 
 
 # --- simulate, demo ---------------------------------------------------------------------------------------------
