@@ -118,6 +118,16 @@ def ways_to_tell() -> list[str]:
     return ["--intrinsics", "350", "350", "309.5", "93.5", "--distortion", "-0.3", "0.08", "0", "0"]
 
 
+def test_a_live_camera_cannot_be_asked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class Live:
+        name, camera, live = "camera0", CAMERA, True
+
+    monkeypatch.setattr("convlstm_vo.sequences.open_stream", lambda *arguments, **options: Live())
+    with pytest.raises(SystemExit):
+        cli.main(["run", "0", "--fov", "80", "--find-distortion"])
+    assert "a live source does not show again; record a minute" in capsys.readouterr().err
+
+
 def test_a_camera_that_stands_tells_nothing() -> None:
     rng = np.random.default_rng(0)
     wall = rng.integers(0, 256, (192, 624), dtype=np.uint8)

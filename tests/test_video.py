@@ -160,8 +160,9 @@ def test_times_of_a_video_are_those_of_its_frames(monkeypatch, told_ms, expected
     capture = FakeCapture(told_ms, len(told_ms))
     capture.may_give.release(100)
     monkeypatch.setattr(cv2, "VideoCapture", lambda source: capture)
-    frames = list(VideoStream("drive.mp4", field_of_view))
-    assert [frame.timestamp_s for frame in frames] == pytest.approx(expected)
+    stream = VideoStream("drive.mp4", field_of_view)
+    frames = list(stream)
+    assert [frame.timestamp_s for frame in frames] == pytest.approx(expected) and not stream.live
     assert capture.released.is_set()
 
 
@@ -171,7 +172,7 @@ def test_a_live_source_gives_its_newest_frame_with_the_time_it_came(monkeypatch,
     monkeypatch.setattr(cv2, "VideoCapture", lambda source: capture)
     monkeypatch.setattr(time, "monotonic", lambda: 7 + capture.number / 10)
     stream = VideoStream(source, field_of_view)
-    assert stream.approximate_length is None
+    assert stream.approximate_length is None and stream.live
     assert capture.waits.wait(10)
     capture.give(3)  # 1, 2 and 3, while the odometer warms up
     frames = iter(stream)
