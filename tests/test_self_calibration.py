@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convlstm_vo import cli
+from convlstm_vo.calibration import VehicleCalibration
 from convlstm_vo.geometry.camera import Camera
 from convlstm_vo.models.checkpoint import load_checkpoint
 from convlstm_vo.odometer import estimate_trajectory
@@ -100,6 +101,10 @@ def test_run_finds_the_distortion(
         places = np.array([row.split() for row in text.splitlines()], float).reshape(-1, 3, 4)[:, :, 3]
         off[name] = abs(np.linalg.norm(np.diff(places, axis=0), axis=1).sum() / true - 1)
     assert off["found"] < 0.06 < 0.15 < off["as it is"]
+    out = ["--distance", f"{true:.2f}", "--out", str(tmp_path / "car.json")]
+    cli.main(["calibrate", str(tmp_path / "bent"), *fov, "--find-distortion", *out])
+    assert (tmp_path / "car-camera.yaml").read_bytes() == (tmp_path / "found" / "camera.yaml").read_bytes()
+    assert VehicleCalibration.read(tmp_path / "car.json").camera_height_m == pytest.approx(1.65, rel=0.06)
     with pytest.raises(SystemExit):
         cli.main(["run", str(tmp_path / "bent"), *ways_to_tell(), "--find-distortion", "--out", str(tmp_path)])
     assert "--find-distortion: the distortion is given already" in capsys.readouterr().err

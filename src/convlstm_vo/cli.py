@@ -216,7 +216,7 @@ class InputOptions:
     undistorted first; so they are with a YAML, or a bag's camera_info, that has coefficients."""
     find_distortion: bool = False
     """Find the lens's distortion from the first seconds of driving, for a camera that nobody has calibrated: with
-    --fov, that of the image as it comes, or --intrinsics. Written as camera.yaml, for --calib."""
+    --fov, that of the image as it comes, or --intrinsics. Written as a camera.yaml, for --calib."""
     rotate: Literal[0, 90, 180, 270] = 0
     """Degrees by which frames are turned clockwise first: 180 for a camera that hangs upside down. Intrinsics,
     distortion and mask are those of the frames as they come; a video that knows how it was held needs none."""
@@ -401,7 +401,7 @@ def calibrate(argv: list[str]) -> None:
         f"camera {done.camera_height_m:.3f} m above the road, pitch {done.pitch_rad:+.4f} rad, "
         f"roll {done.roll_rad:+.4f} rad, yaw {done.yaw_rad:+.4f} rad: {options.out}"
     )
-    _write_found_lens(options.out.with_name("camera.yaml"), stream, options)
+    _write_found_lens(options.out.with_name(f"{options.out.stem}-camera.yaml"), stream, options)
     if track is not None and len(track) == len(path):  # of the same frames: its turns can be compared
         _tell_turns(track, path, stream.camera)
 
