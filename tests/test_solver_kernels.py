@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from convlstm_vo.models.scene import canyon_inverse_depth, cell_rays, flow_of, flow_to_rays, road_inverse_depth
-from convlstm_vo.models.solver import Priors, Residuals, residuals, solve
+from convlstm_vo.models.solver import Carried, Priors, Residuals, residuals, solve
 
 
 def road_and_houses(speed):
@@ -32,15 +32,29 @@ def road_and_houses(speed):
     return rays.flatten(2), seen.flatten(2), certain, certain * road.flatten(1), priors, start
 
 
+def from_before(scene) -> Carried:
+    """Depths that are a tenth off, of a motion of which little is known, and of half of the cells."""
+    rays, seen, across, _, _, (start, slopes, _) = scene
+    generator = torch.Generator().manual_seed(3)
+    true = residuals(rays, seen, start / 0.8, slopes).inverse_depth
+    wrong = true * (1 + 0.1 * torch.randn(true.shape, generator=generator))
+    known = 1e4 * (torch.rand(true.shape, generator=generator) < 0.5)
+    spread = torch.rand(2, 6, 6, generator=generator)
+    of_motion = 1e4 * spread @ spread.mT + 1e2 * torch.eye(6)
+    return Carried(wrong, known, across, start / 0.9, of_motion)
+
+
+@pytest.mark.parametrize("depths", [False, True])
 @pytest.mark.parametrize("speed", [0.0, -0.5, 0.8])
 @pytest.mark.parametrize("threads", [1, 2])
 @torch.no_grad()
-def test_gauss_newton(by_torch, monkeypatch, speed, threads):
+def test_gauss_newton(by_torch, monkeypatch, speed, threads, depths):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     scene = road_and_houses(speed)
+    carried = from_before(scene) if depths else None
 
     def found():
-        return solve(*scene, steps=4)
+        return solve(*scene, steps=4, carried=carried)
 
     (solution, misfits), (expected, expected_misfits) = found(), by_torch(found)
     torch.testing.assert_close(solution.motion, expected.motion, atol=2e-5, rtol=1e-4)

@@ -28,8 +28,7 @@ from convlstm_vo.models import fixed
 from convlstm_vo.models.cells import State
 from convlstm_vo.models.geometric import LEAST_EVIDENCE, Cells, Estimate, GeometricNet, View
 from convlstm_vo.models.mounting import Memory, facing_ahead, looking_ahead
-from convlstm_vo.models.scene import road_normal
-from convlstm_vo.models.solver import Priors, Residuals, Solution, residuals, shape_derivatives
+from convlstm_vo.models.solver import Residuals, residuals, shape_derivatives, with_priors
 from convlstm_vo.odometer import working_size
 from convlstm_vo.sequences.base import Frame, fit_image
 from convlstm_vo.sequences.lens import Lens
@@ -92,7 +91,9 @@ def opencv_coefficients(bend: float, corner: float) -> tuple[float, ...]:
     Args:
         corner: distance of the image's farthest corner from the principal point, in focal lengths.
     """
-    seen = corner * (1 - np.cos(np.linspace(0, np.pi, 200))) / 2  # most of it where polynomials err most: at the ends
+    seen = (
+        corner * (1 - np.cos(np.linspace(0, np.pi, 200))) / 2
+    )  # most of it where polynomials err most: at the ends
     shrunk = 1 + bend * seen**2
     rays = seen / shrunk
     share = (rays / rays[-1]) ** 2
@@ -205,11 +206,11 @@ def _told(net: GeometricNet, pairs: list[_Pair], bend: float) -> tuple[float, fl
             continue
         memory = Memory.unpack(state[-1])
         cells = _straightened(pair.cells, bend).turned(looking_ahead(memory))
-        estimate, after = net.conclude(cells, memory, state[:-2])
+        estimate, after = net.conclude(cells, memory, state[:-3])
         told = _of_pair(net, pair.cells, cells, estimate, memory, bend)
         information, gradient = information + told[0], gradient + told[1]
         lost = torch.zeros(1, dtype=torch.bool)
-        state = (*after[:-1], state[-2], facing_ahead(Memory.unpack(after[-1]), lost).pack())
+        state = (*after[:-1], *state[-3:-1], facing_ahead(Memory.unpack(after[-1]), lost).pack())
     return information, gradient
 
 
@@ -228,7 +229,8 @@ def _of_pair(
     more, less = (_residuals(bent, ahead, estimate, bend + sign * _STEP) for sign in (1, -1))
     # A stronger barrel makes the image larger, and all that is off with it: by itself that is no reason.
     line = _epipolar_directions(_divided(bent.seen.flatten(2), bend), ahead, solution.motion)
-    H = _known_before(priors, solution)[0].double()
+    nothing = solution.information.new_zeros(1, 11, 11), solution.information.new_zeros(1, 11)
+    H = with_priors(*nothing, solution, priors)[0][0].double()
     A, B, b = 0.0, torch.zeros(11, dtype=torch.float64), 0.0
     for way, off, J, weights, high, low in (
         (torch.stack([-line[:, 1], line[:, 0]], 1), r.across, F.pad(r.J_across, (0, 0, 0, 3)), across,
@@ -244,16 +246,6 @@ def _of_pair(
         b += float((heard * by_bend) @ off[0].double())
         H = H + (heard * by_motion) @ by_motion.T
     return A - float(B @ torch.linalg.solve(H, B)), b
-
-
-def _known_before(priors: Priors, solution: Solution) -> Tensor:
-    """(batch, 11, 11) information about motion and road before cells are looked at, as the solver has it."""
-    information = torch.diag_embed(F.pad(priors.motion_information, (0, 5)))
-    information = information + F.pad(priors.road_information, (6, 0, 6, 0))
-    normal, t = road_normal(solution.slopes), solution.motion[:, :3]
-    climb = torch.cat([normal, torch.zeros_like(t), t[:, :1], t[:, 2:], torch.zeros_like(t)], 1)
-    climb = climb / priors.climb_sd[:, None]
-    return information + climb[:, :, None] * climb[:, None, :]
 
 
 def _residuals(bent: Cells, ahead: Tensor, estimate: Estimate, bend: float) -> Residuals:

@@ -7,7 +7,7 @@ One frame's way, from top to bottom of `GeometricNet.track`:
 3. Gauss-Newton finds motion and road from all cells alike, robustly;
 4. a ConvLSTM, who remembers earlier frames, looks at what does not fit and says which cells to trust, and for what;
 5. Gauss-Newton again with these weights: the motion, and its covariance from the Hessian;
-6. the road's tilt, the camera's mounting and the motion go into the state for the next frame.
+6. the road's tilt, the camera's mounting, the motion and how far away all is go into the state for the next frame.
 
 Everything inside counts lengths in camera heights, so any camera height gives metres by one factor.
 """
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convlstm_vo.geometry import se3
-from convlstm_vo.models import cell_kernels, fixed, kernels
+from convlstm_vo.models import carried, cell_kernels, fixed, kernels
 from convlstm_vo.models.cells import CELLS, State
 from convlstm_vo.models.config import ModelConfig, ModelError, choose
 from convlstm_vo.models.flow import FlowField, FlowNet
@@ -49,7 +49,7 @@ from convlstm_vo.models.scene import (
     road_slopes,
     seen_after,
 )
-from convlstm_vo.models.solver import Priors, Residuals, Solution, residuals, road_misfit, solve
+from convlstm_vo.models.solver import Carried, Priors, Residuals, Solution, residuals, road_misfit, solve
 from convlstm_vo.models.solver_kernels import STILL
 
 _FEATURES = 10  # of a cell, for the ConvLSTM
@@ -88,6 +88,9 @@ LEAST_ROAD = 0.006  # standard deviation of the way by the road alone, camera he
 # On unseen streets and junctions the way is wrong by some 15 times that standard deviation, and by more than a
 # tenth where it is also as large as this: in camera heights, and as a share of the way.
 _ROAD_ERROR, _VAGUE_ROAD, _VAGUE_SHARE = 15.0, 0.0004, 0.0015
+# Share of the way by which a scale that depths carry on drifts in a frame; standard deviations from 0 of an inverse
+# depth that tells of it. With vaguer ones, which are hundreds, ways grow (195 % too long on one street of 16).
+_SCALE_DRIFT, _CLEAR_DEPTH = 0.005, 2.0
 # By what the rules on traffic, loss and search judge: the flow's error across and along, in units of what it says
 # itself, and how much the way changes in a frame (and by a share of it). The solver's own, learned values are near
 # these, but a longer training moves them, and a rule must not hang on that.
@@ -110,12 +113,15 @@ class Cells:
         rays: (batch, 3, rows, columns) in the previous frame. seen: (batch, 2, rows, columns) in the current one.
         sigma: (batch, rows, columns) standard deviation of ``seen``; 10, which tells nothing, outside the image.
         texture: (batch, rows, columns), contrast of the image there.
+        depth: (batch, 2, rows, columns), inverse depth in the previous frame and information on it, from the frames
+            before; None if they are not asked.
     """
 
     rays: Tensor
     seen: Tensor
     sigma: Tensor
     texture: Tensor
+    depth: Tensor | None = None
 
     def without(self, blocks: Tensor | None) -> Cells:
         """The same cells, of which some, (batch, rows, columns), tell nothing."""
@@ -124,9 +130,12 @@ class Cells:
     def turned(self, rotation: Tensor) -> Cells:
         """The same cells in other axes, to which the rotation (batch, 3, 3) takes points."""
         seen = torch.cat([self.seen, torch.ones_like(self.seen[:, :1])], 1)
-        return dataclasses.replace(
-            self, rays=turned_points(self.rays, rotation), seen=turned_points(seen, rotation)[:, :2]
-        )
+        depth = self.depth
+        if depth is not None:
+            z = (rotation[:, 2:] @ self.rays.flatten(2)).unflatten(2, self.rays.shape[2:]).clamp_min(0.05)
+            depth = torch.cat([depth[:, :1] / z, depth[:, 1:] * z.square()], 1)
+        rays, seen = turned_points(self.rays, rotation), turned_points(seen, rotation)[:, :2]
+        return dataclasses.replace(self, rays=rays, seen=seen, depth=depth)
 
 
 class Weigher(nn.Module):
@@ -233,9 +242,9 @@ class GeometricNet(nn.Module):
                 f"a pair of shape {tuple(pair.shape)}, but it must be (batch, 2, 1, height, width), two gray "
                 "frames with sides divisible by 8"
             )
-        memory, share, hidden = self._recall(state, pair)
+        memory, share, depth, hidden = self._recall(state, pair)
         known_fixed = fixed.hidden(share)
-        view = View(pair[:, 0].float(), pair[:, 1].float(), intrinsics.float(), known_fixed)
+        view = View(pair[:, 0].float(), pair[:, 1].float(), intrinsics.float(), known_fixed, depth)
         blocks = block_rays(view)
         stays, moves = fixed.unmoved(view.prev, view.curr, blocks[:, :2])
         cells = self.look(view, memory)
@@ -245,7 +254,7 @@ class GeometricNet(nn.Module):
             weak = weak & view.shows_something()  # under a covered lens there is nothing to search
         if bool(weak.any()):
             bonnet = fixed.at_the_edge(stays, moves)
-            view = dataclasses.replace(view, fixed=known_fixed | fixed.beside(bonnet))
+            view = dataclasses.replace(view, fixed=known_fixed | fixed.beside(bonnet), depth=None)
             found = self._asked_again(
                 weak, doubtful, view, cells.without(fixed.beside(bonnet)), found, memory, hidden
             )
@@ -258,7 +267,9 @@ class GeometricNet(nn.Module):
         if fixed.worth_learning(share, stays, blocks):
             road = road_flow(blocks, view.intrinsics, after, estimate.solution)
             share = fixed.learned(share, stays, moves, road)
-        return in_camera_axes(estimate, after), (*state[:-1], share, facing_ahead(after, lost).pack())
+        points = carried.turned(estimate.points, looking_ahead(after).transpose(1, 2))
+        depth = carried.spread(points, view.intrinsics, *depth.shape[-2:])
+        return in_camera_axes(estimate, after), (*state[:-1], depth, share, facing_ahead(after, lost).pack())
 
     def _weak(self, cells: Cells, estimate: Estimate, memory: Memory) -> tuple[Tensor, Tensor]:
         """Which motions, (batch,), call for a search; and which of them because too little agrees with them."""
@@ -306,6 +317,7 @@ class GeometricNet(nn.Module):
         # A lorry that drives off agrees with driving backwards, and houses agree with anything; the road does not.
         vaguer = found[0].metric & ~other[0].metric
         better = (memory.known == 0) | (more & clear & ~vaguer)
+        other[0].points[:, 3] = 0  # a guess: what it says of depths is not passed on
         estimate, state = _select(weak & better, other, found)
         rests = weak & (doubtful | ~estimate.metric)
         state[-1][:, 0] = torch.where(rests, _PATIENCE, state[-1][:, 0])
@@ -347,6 +359,8 @@ class GeometricNet(nn.Module):
         rays = cell_rays(view.intrinsics, view.prev.shape[-2] // 4, view.prev.shape[-1] // 4)
         field = self.measure(view.prev, view.curr, expected_flow(rays, view.intrinsics, memory))
         cells = choose_cells(rays, field, view.intrinsics, view.prev).without(view.fixed)
+        if view.depth is not None:
+            cells.depth = carried.at_cells(view.depth, cells.rays, view.intrinsics)
         return cells.turned(looking_ahead(memory))
 
     def search(self, view: View, memory: Memory) -> tuple[Tensor, Tensor]:
@@ -450,8 +464,11 @@ class GeometricNet(nn.Module):
         )
         kept = dataclasses.replace(memory, known=torch.zeros_like(memory.known))
         packed = torch.where(lost[:, None], kept.pack(), state[-1])
+        points = estimate.points.clone()
+        points[:, 3] *= ~lost[:, None]
         pick = dataclasses.replace(
             estimate,
+            points=points,
             motion=torch.where(lost[:, None], ahead, estimate.motion),
             evidence=torch.where(lost, 0.0, estimate.evidence),  # of a leap, none holds
             covariance=torch.where(lost[:, None, None], wide, estimate.covariance),
@@ -490,11 +507,16 @@ class GeometricNet(nn.Module):
         trust = trust.float().clamp(-8.0, 5.0)
         across, along = self.trusted_weights(cells, memory, trust)
         weights = self.shared(across * stands, along * open_road)
-        heard = weights[1] * self.share_heard(road_sd(rays, misfits, first.shape, weights[1]), memory)
+        vague = vagueness(road_sd(rays, misfits, first.shape, weights[1]), memory)
+        heard = weights[1] * share_heard(vague)
         at = (first.motion, first.slopes, first.shape)
-        second, misfits = solve(rays, seen, weights[0], heard, priors, at, steps=3)
+        told = (across * stands).detach()
+        depths = depths_before(cells, told, memory, vague)
+        second, misfits = solve(rays, seen, weights[0], heard, priors, at, steps=3, carried=depths)
         covariance = inverse_scaled(second.information)
         estimate = self.estimate(cells, second, covariance, misfits, weights[1], memory, trust, whole)
+        with torch.no_grad():
+            estimate.points = carried.passed_on(rays, seen, second, misfits, told)
         return estimate, (*hidden, self.remember(memory, second, covariance).pack())
 
     def initial_state(self, batch: int, size: tuple[int, int] | None = None) -> State:
@@ -508,8 +530,9 @@ class GeometricNet(nn.Module):
         like = next(self.parameters()).new_zeros(
             batch, self.config.hidden_channels, -(-rows // 4), -(-columns // 4)
         )
+        depth = like.new_zeros(batch, 2, height // STRIDE, width // STRIDE)
         share, packed = like.new_zeros(batch, rows, columns), like.new_zeros(batch, Memory.SIZE)
-        return (*self.weigher.cell.zero_state(like), share, packed)
+        return (*self.weigher.cell.zero_state(like), depth, share, packed)
 
     # --- its parts ----------------------------------------------------------------------------------------------
 
@@ -607,19 +630,6 @@ class GeometricNet(nn.Module):
         left = (sure * stands).sum(1, True) / sure.sum(1, True).clamp_min(1e-6)
         return ~with_us, stands | (left < _LEAST_LEFT)
 
-    def share_heard(self, road_sd: Tensor, memory: Memory) -> Tensor:
-        """(batch, 1) by which what the road says counts, beside yesterday's speed.
-
-        A road that shows next to nothing is wrong by many times its standard deviation, toward what was predicted:
-        heard in full, it lets the speed creep away within a few frames. All but the vaguest count in full, and each
-        a little more where yesterday's speed is a guess of a search (`Memory.known`).
-        """
-        error = (_ROAD_ERROR * road_sd.detach() / change_sd(memory)).square()
-        # Less, and guesses creep away too; more, and a wrong one stays for a dozen frames after a covered lens.
-        error = error * (0.7 + 0.3 * memory.known)
-        vague = error.square() / (1 + error.square())
-        return (1 / (1 + _ROAD_ERROR**2 * vague))[:, None]
-
     def shared(self, across: Tensor, along: Tensor) -> tuple[Tensor, Tensor]:
         """`trusted_weights` less what cells have in common: a thousand cells do not average out all of their error.
 
@@ -662,7 +672,8 @@ class GeometricNet(nn.Module):
         unsure = (_ROAD_ERROR * way_sd.detach()).clamp_max(_ANY_CHANGE) * height
         off = F.pad(ahead * unsure[:, None], (0, 3))
         covariance = covariance + off[:, :, None] * off[:, None, :]
-        return Estimate(motion, covariance, solution, fit.mean(1), way_sd, trust)
+        nothing = cells.rays.new_zeros(len(motion), 4, 0)
+        return Estimate(motion, covariance, solution, fit.mean(1), way_sd, trust, nothing)
 
     def remember(self, memory: Memory, solution: Solution, covariance: Tensor) -> Memory:
         """The state after a frame: the road as the current camera sees it, the mounting a little better known."""
@@ -688,11 +699,11 @@ class GeometricNet(nn.Module):
             memory.aside_precision,
         )
 
-    def _recall(self, state: State | None, pair: Tensor) -> tuple[Memory, Tensor, State]:
-        """Memory, what share of each block is `fixed`, and the ConvLSTM's state."""
+    def _recall(self, state: State | None, pair: Tensor) -> tuple[Memory, Tensor, Tensor, State]:
+        """Memory, what share of each block is `fixed`, a map of depths, and the ConvLSTM's state."""
         if state is None:
             state = self.initial_state(len(pair), (pair.shape[-2], pair.shape[-1]))
-        return Memory.unpack(state[-1]), state[-2], state[:-2]
+        return Memory.unpack(state[-1]), state[-2], state[-3], state[:-3]
 
 
 @dataclasses.dataclass
@@ -706,6 +717,7 @@ class Estimate:
         road_sd: (batch,) standard deviation of the way's length by the road alone, in camera heights; above
             `LEAST_ROAD` no road is seen.
         trust: (batch, 2, rows, columns), logarithms, across and along.
+        points: (batch, 4, cells), where all is in the newer frame (`carried.passed_on`).
     """
 
     motion: Tensor
@@ -714,6 +726,7 @@ class Estimate:
     evidence: Tensor
     road_sd: Tensor
     trust: Tensor
+    points: Tensor
 
     @property
     def metric(self) -> Tensor:
@@ -727,13 +740,15 @@ class Estimate:
 class View:
     """Two frames: (batch, 1, height, width) grey levels, and fx, fy, cx, cy (batch, 4).
 
-    ``fixed``: (batch, height / 8, width / 8), which cells show what is fixed to the camera.
+    ``fixed``: (batch, height / 8, width / 8), which cells show what is fixed to the camera. ``depth``: a map of
+    what the frames before say of depths (`carried.spread`).
     """
 
     prev: Tensor
     curr: Tensor
     intrinsics: Tensor
     fixed: Tensor | None = None
+    depth: Tensor | None = None
 
     def shows_something(self) -> Tensor:
         """(batch,) whether neither image is even."""
@@ -824,6 +839,46 @@ def road_flow(rays: Tensor, intrinsics: Tensor, memory: Memory, solution: Soluti
     there = turned_points(rays, looking_ahead(memory))
     road = road_inverse_depth(there, solution.slopes)
     return flow_of(there, road, solution.motion, intrinsics).norm(dim=1) * (road > fixed.BELOW_HORIZON)
+
+
+def vagueness(road_sd: Tensor, memory: Memory) -> Tensor:
+    """(batch,) from 0 to 1: how little the road says of the way's length, beside yesterday's speed; a little
+    less where that is a guess of a search (`Memory.known`)."""
+    error = (_ROAD_ERROR * road_sd.detach() / change_sd(memory)).square()
+    # Less, and guesses creep away too; more, and a wrong one stays for a dozen frames after a covered lens.
+    error = error * (0.7 + 0.3 * memory.known)
+    return error.square() / (1 + error.square())
+
+
+def share_heard(vagueness: Tensor) -> Tensor:
+    """(batch, 1) by which what the road says counts, beside yesterday's speed.
+
+    A road that shows next to nothing is wrong by many times its standard deviation, toward what was predicted:
+    heard in full, it lets the speed creep away within a few frames. All but the vaguest count in full.
+    """
+    return (1 / (1 + _ROAD_ERROR**2 * vagueness))[:, None]
+
+
+def depths_before(cells: Cells, told: Tensor, memory: Memory, vague: Tensor) -> Carried | None:
+    """What the frames before say of cells' depths; nothing where they were lost or a search goes on.
+
+    How long the way before was is held to, the more, the less the road says of this one. Not more than that: a
+    road's errors stay for many frames, and so would those of its first ones.
+
+    Args:
+        told: (batch, cells), information of the flow across, and so along.
+    """
+    if cells.depth is None:
+        return None
+    inverse_depth, known = cells.depth.flatten(2).unbind(1)
+    clear = (memory.known[:, None] > 0) & (inverse_depth.square() * known > _CLEAR_DEPTH**2)
+    known = torch.where(clear, known, 0.0)
+    way = memory.motion[:, :3].norm(dim=1)
+    ahead = F.pad(F.normalize(memory.motion[:, :3], dim=1), (0, 3))
+    held = vague / (_SCALE_DRIFT * way).square().clamp_min(1e-6)
+    of_motion = held[:, None, None] * ahead[:, :, None] * ahead[:, None]
+    of_motion = of_motion + 1e-3 * torch.eye(6, device=ahead.device)
+    return Carried(inverse_depth, known, told, memory.motion, of_motion)
 
 
 def change_sd(memory: Memory) -> Tensor:

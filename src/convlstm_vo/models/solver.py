@@ -5,6 +5,9 @@ Each cell of the flow gives two constraints, split along its epipolar line:
 - *across* the line, whatever its depth: this is where rotation and direction come from;
 - *along* the line, if it lies on the road: this carries the scale, since the road is 1 camera height away.
 
+Where the frames before have told how far away a cell is (`Carried`), it counts along as well, whatever it shows:
+its depth is as long or short as the motion by which it was found, so it says how much longer the way is now.
+
 Unknown are the motion (6), the road's slopes (2) and its shape beyond a plane (3: bend, left, right); all have
 Gaussian priors, as has the camera's height above the road, which hardly changes from frame to frame. Lengths are
 camera heights (see `scene.py`).
@@ -30,7 +33,15 @@ from torch import Tensor
 from convlstm_vo.geometry import se3
 from convlstm_vo.models import kernels, solver_kernels
 from convlstm_vo.models.scene import road_normal
-from convlstm_vo.models.solver_kernels import LEAST_DEPTH, PRIOR_TOLERANCE, STILL, WIDEST
+from convlstm_vo.models.solver_kernels import (
+    ALIKE,
+    COMMON,
+    LEAST_DEPTH,
+    NO_WAY,
+    PRIOR_TOLERANCE,
+    STILL,
+    WIDEST,
+)
 
 
 @dataclasses.dataclass
@@ -53,6 +64,29 @@ class Priors:
     road_information: Tensor
     climb_sd: Tensor
     still: Tensor
+
+
+@dataclasses.dataclass
+class Carried:
+    """Cells whose depth the frames before have told, but for what the motion was off by which they did.
+
+    Attributes:
+        inverse_depth: (batch, cells) in the previous frame. known: (batch, cells), information on it; under 1 for
+            next to nothing. told: (batch, cells), information on where a cell is seen now, along its epipolar line.
+        motion: (batch, 6), the one before. of_motion: (batch, 6, 6), information on what it is off, in translation
+            and rotation.
+    """
+
+    inverse_depth: Tensor
+    known: Tensor
+    told: Tensor
+    motion: Tensor
+    of_motion: Tensor
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """All of them, in this order."""
+        return self.inverse_depth, self.known, self.told, self.motion, self.of_motion
 
 
 @dataclasses.dataclass
@@ -174,6 +208,7 @@ def solve(
     *,
     steps: int,
     tolerance: float = 2.0,
+    carried: Carried | None = None,
 ) -> tuple[Solution, Residuals]:
     """Weighted robust least squares.
 
@@ -184,6 +219,7 @@ def solve(
         rays, seen: as in `residuals`; constants. weights_across, weights_along: (batch, cells), inverse variances
             in ray units. priors: what is known before. start: motion, slopes (batch, 2) and shape (batch, 3).
         steps: of Gauss-Newton. tolerance: standard deviations at which a constraint counts half (Cauchy).
+        carried: depths from frames before; constants.
 
     Returns:
         The solution, and the residuals before the last step (without gradients: at the solution).
@@ -200,18 +236,19 @@ def solve(
         if before and kernels.usable(rays, seen, weights_across, weights_along, at.motion):
             prior = (priors.motion, priors.motion_information, torch.cat([priors.slopes, priors.shape], 1),
                      priors.road_information, priors.climb_sd, priors.still)  # fmt: skip
+            depths = None if carried is None else carried.parts
             found, H = solver_kernels.gauss_newton(
-                rays, seen, weights_across, weights_along, prior, _unknowns(at), before, tolerance
+                rays, seen, weights_across, weights_along, prior, depths, _unknowns(at), before, tolerance
             )
             at = Solution(found[:, :6], found[:, 6:8], found[:, 8:], H)
         else:
             for _ in range(before):
                 H, b, _ = _equations(rays, seen, weights_across, weights_along, at, priors.still, tolerance)
-                at = _gauss_newton(H, b, priors, at)
+                at = _gauss_newton(*_with_carried(H, b, rays, seen, carried, at, tolerance), priors, at)
     if not differentiable:
         return at, residuals(rays, seen, at.motion, at.slopes)
     H, b, r = _equations(rays, seen, weights_across, weights_along, at, priors.still, tolerance)
-    return _gauss_newton(H, b, priors, at), r
+    return _gauss_newton(*_with_carried(H, b, rays, seen, carried, at, tolerance), priors, at), r
 
 
 def _equations(
@@ -255,9 +292,75 @@ def _normal_equations(
     return H, b
 
 
+def _with_carried(
+    H: Tensor, b: Tensor, rays: Tensor, seen: Tensor, carried: Carried | None, at: Solution, tolerance: float
+) -> tuple[Tensor, Tensor]:
+    if carried is None:
+        return H, b
+    with torch.no_grad():
+        more_H, more_b = carried_equations(rays, seen, carried, at.motion, tolerance)
+    return H + F.pad(more_H, (0, 5, 0, 5)), b + F.pad(more_b, (0, 5))
+
+
+def carried_equations(
+    rays: Tensor, seen: Tensor, carried: Carried, motion: Tensor, tolerance: float
+) -> tuple[Tensor, Tensor]:
+    """H (batch, 6, 6) and b (batch, 6) for a motion, of cells whose depth is known; what the motion before was off
+    is unknown too, and eliminated (Schur's complement).
+
+    The depth is as uncertain as the place: a cell counts by the variance of both, and its derivatives are those at
+    the depth that fits both best. With derivatives at the depth as it came, ways are too short, the more the less
+    is known of it (an error in variables).
+    """
+    T = se3.matrix_from_motion(motion)
+    Rt = T[:, :3, :3].transpose(1, 2)
+    m = (Rt @ T[:, :3, 3:]).unbind(1)
+    sx, sy, sz = (Rt @ rays).unbind(1)
+    x, y, iz, ax, ay = _seen((sx, sy, sz), (m[0], m[1], m[2]), carried.inverse_depth)
+    parallax = (ax * ax + ay * ay + 1e-12).sqrt()
+    wx, wy = ax / parallax, (ay + 1e-6) / parallax
+    off = (x - seen[:, 0]) * wx + (y - seen[:, 1]) * wy
+    heard = (carried.known >= 1) & (carried.told > 0)
+    by_depth = parallax / carried.known.clamp_min(1.0)
+    variance = 1 / carried.told.clamp_min(1e-6) + parallax * by_depth
+    rho = (carried.inverse_depth - by_depth / variance * off).clamp_min(0.0)
+    now = _derivatives(x, y, iz * rho, Rt, wx, wy)
+    before = depth_derivatives(rays, rho, carried.motion) * parallax[:, None]
+    weights = heard / variance
+    count = weights.sum(1, True).square() / weights.square().sum(1, True).clamp_min(1e-12)
+    weights = weights / (1 + off.square() * weights / tolerance**2)
+    weights = weights / (1 + count * (weights * COMMON**2 + ALIKE**2))
+    J = torch.cat([torch.stack(now, 1), before], 1)
+    WJ = J * weights[:, None]
+    M, c = WJ @ J.transpose(1, 2), (WJ @ off[..., None])[..., 0]
+    G = torch.cat([M[:, 6:, :6], c[:, 6:, None]], 2)
+    x6 = _solve_scaled(M[:, 6:, 6:] + carried.of_motion, G)
+    gone = G.transpose(1, 2)[:, :6] @ x6
+    return M[:, :6, :6] - gone[..., :6], c[:, :6] - gone[..., 6]
+
+
+def depth_derivatives(rays: Tensor, inverse_depth: Tensor, motion: Tensor) -> Tensor:
+    """Of inverse depths (batch, cells) by the motion (batch, 6) that told them, (batch, 6, cells).
+
+    Args:
+        rays: (batch, 3, cells), where they are seen in its newer frame; the depths are that frame's.
+    """
+    T = se3.matrix_from_motion(motion)
+    Rt = T[:, :3, :3].transpose(1, 2)
+    m = (Rt @ T[:, :3, 3:]).unbind(1)
+    x, y = rays[:, 0], rays[:, 1]
+    lx, ly = x * m[2] - m[0], y * m[2] - m[1]
+    line = (lx * lx + ly * ly + 1e-12).sqrt()
+    # Whatever moves the place along its line is made up for by the depth; and the frame itself comes nearer.
+    along = _derivatives(x, y, inverse_depth, Rt, lx / line, ly / line)
+    nearer = [*(inverse_depth * Rt[:, 2, k, None] for k in range(3)), y, -x, torch.zeros_like(x)]
+    factor = -(1 + inverse_depth * m[2]) / line
+    return torch.stack([row * factor + more * inverse_depth for row, more in zip(along, nearer, strict=True)], 1)
+
+
 def _gauss_newton(H: Tensor, b: Tensor, priors: Priors, at: Solution) -> Solution:
     """One step, from what all cells say."""
-    H, b = _with_priors(H, b, at, priors)
+    H, b = with_priors(H, b, at, priors)
     return _moved(at, _solve_scaled(H, -b), H)
 
 
@@ -284,14 +387,18 @@ def road_misfit(rays: Tensor, r: Residuals, shape: Tensor, along: Tensor) -> Ten
 
 
 def _solve_scaled(H: Tensor, b: Tensor) -> Tensor:
-    """Solve H x = b with rows and columns scaled to a unit diagonal: float32 is then enough."""
+    """Solve H x = b, of one or several columns, with rows and columns scaled to a unit diagonal: float32 is then
+    enough."""
     scale = H.diagonal(dim1=1, dim2=2).clamp_min(1e-12).rsqrt()
     scaled = H * scale[:, :, None] * scale[:, None, :]
     scaled = scaled + 1e-6 * torch.eye(H.shape[1], dtype=H.dtype, device=H.device)
+    if b.dim() == 3:
+        return scale[..., None] * torch.linalg.solve(scaled, scale[..., None] * b)
     return scale * torch.linalg.solve(scaled, (scale * b)[..., None])[..., 0]
 
 
-def _with_priors(H: Tensor, b: Tensor, at: Solution, priors: Priors) -> tuple[Tensor, Tensor]:
+def with_priors(H: Tensor, b: Tensor, at: Solution, priors: Priors) -> tuple[Tensor, Tensor]:
+    """H (batch, 11, 11) and b (batch, 11) with what was known before."""
     t, off = at.motion[:, :3], at.motion - priors.motion
     # Speed and turning change little, but for a dropped frame or a kerb: far from the prior, it fades (Cauchy).
     surprise = off.square() * priors.motion_information / PRIOR_TOLERANCE**2
@@ -300,10 +407,13 @@ def _with_priors(H: Tensor, b: Tensor, at: Solution, priors: Priors) -> tuple[Te
     b_road = (priors.road_information @ off_road[..., None])[..., 0]
     H = H + torch.diag_embed(F.pad(information, (0, 5))) + F.pad(priors.road_information, (6, 0, 6, 0))
     b = b + torch.cat([information * off, b_road], 1)
-    # The camera stays at its height: normal . translation is 0 but for the springs of the car.
+    # The camera stays at its height: normal . translation is 0 but for the springs of the car. That is said of the
+    # way's direction. A shorter way climbs less, too, but that is no reason for it: where no road says how long it
+    # is, it would else become shorter with each frame.
     normal = road_normal(at.slopes)
     climb = (normal * t).sum(1)
-    J = torch.cat([normal, torch.zeros_like(t), t[:, :1], t[:, 2:], torch.zeros_like(at.shape)], 1)  # n: (a, -1, b)
+    turned = normal - t * (climb / (t.square().sum(1) + NO_WAY**2))[:, None]
+    J = torch.cat([turned, torch.zeros_like(t), t[:, :1], t[:, 2:], torch.zeros_like(at.shape)], 1)  # n: (a, -1, b)
     information = priors.climb_sd.square().reciprocal()
     H = H + information[:, None, None] * J[:, :, None] * J[:, None, :]
     return H, b + (information * climb)[:, None] * J

@@ -16,6 +16,11 @@ _sums: Any = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"
 PRIOR_TOLERANCE = 3.0  # standard deviations at which the prior of the motion counts half
 STILL = 2e-3  # displacement for a unit of inverse depth under which an epipolar line has no direction
 WIDEST = 2.0  # camera heights beside the lane up to which the road's sides go on to rise or fall
+NO_WAY = 0.05  # camera heights, under which a motion has no direction to speak of
+ALIKE, COMMON = (
+    0.05,
+    3e-5,
+)  # of the errors of cells whose depth is carried along: the share that is the same; in rays
 LEAST_DEPTH = 0.05  # of points in the current camera, in units of their depth in the previous one
 _inline: Any = numba.njit(inline="always", error_model="numpy")
 # Rows of what is known of each cell: the fields of `solver.Residuals`, derivatives by 8 unknowns each; and, for
@@ -23,6 +28,8 @@ _inline: Any = numba.njit(inline="always", error_model="numpy")
 _ACROSS, _ALONG, _REACH, _BEST, _ROAD, _PARALLAX, _J_ACROSS, _J_ALONG = 0, 1, 2, 3, 4, 5, 6, 14
 _J_SHAPE, _MISFIT, _W_ACROSS, _W_ALONG, _W_STILL, _ROWS = 22, 25, 26, 27, 28, 29
 _N = 11  # unknowns
+# Rows of cells whose depth is carried along: derivatives by this motion and the one before, misfit, weight.
+_J_NOW, _J_BEFORE, _OFF, _W_CARRIED, _CARRIED_ROWS = 0, 6, 12, 13, 14
 
 
 def gauss_newton(
@@ -31,6 +38,7 @@ def gauss_newton(
     across: Tensor,
     along: Tensor,
     priors: tuple[Tensor, ...],
+    carried: tuple[Tensor, ...] | None,
     start: Tensor,
     steps: int,
     tolerance: float,
@@ -40,13 +48,20 @@ def gauss_newton(
     Args:
         rays: (batch, 3, cells). seen: (batch, 2, cells). across, along: (batch, cells) inverse variances.
         priors: motion (batch, 6) and its information, road (batch, 5) and its information, climb_sd, still.
+        carried: inverse depth (batch, cells), information on it, and on the place now; the motion before
+            (batch, 6) and information (batch, 6, 6) on what it is off; None for nothing.
         start: (batch, 11). steps, tolerance: as there.
     """
     cells = [np.ascontiguousarray(t.detach().numpy()) for t in (rays, seen, across, along)]
     known = [np.ascontiguousarray(t.detach().numpy().astype(np.float64)) for t in priors]
     at = start.detach().numpy().astype(np.float64)
     H = np.empty((len(at), _N, _N))
-    by_strips(_solve_all, len(at), 1, *cells, *known, at, H, steps, tolerance)
+    if carried is None:
+        nothing = start.new_zeros(len(at), 0)
+        carried = nothing, nothing, nothing, start.new_zeros(len(at), 6), start.new_zeros(len(at), 6, 6)
+    depth = [np.ascontiguousarray(t.detach().numpy()) for t in carried]
+    before, of_before = (part.astype(np.float64) for part in depth[3:])
+    by_strips(_solve_all, len(at), 1, *cells, *known, *depth[:3], before, of_before, at, H, steps, tolerance)
     return torch.from_numpy(at.astype(np.float32)), torch.from_numpy(H.astype(np.float32))
 
 
@@ -260,14 +275,87 @@ def _equations(rays, seen, across, along, at, still, tolerance, cells, H, b):  #
 
 
 @njit
+def _carried_rows(rays, seen, at, before, inverse_depth, known, told, tolerance, rows):  # type: ignore[no-untyped-def]
+    """`solver.carried_equations`: rows of all cells, with weights 0 where no depth is known."""
+    R, Q, m, n = np.empty((3, 3)), np.empty((3, 3)), np.empty(3), np.empty(3)
+    _rotation(at[3:6], R)
+    _rotation(before[3:6], Q)
+    for k in range(3):
+        m[k] = R[0, k] * at[0] + R[1, k] * at[1] + R[2, k] * at[2]
+        n[k] = Q[0, k] * before[0] + Q[1, k] * before[1] + Q[2, k] * before[2]
+    total, square = 0.0, 0.0
+    for i in range(rays.shape[1]):
+        rows[:, i] = 0
+        if known[i] < 1 or told[i] <= 0:
+            continue
+        rx, ry, rz = rays[0, i], rays[1, i], rays[2, i]
+        sx = R[0, 0] * rx + R[1, 0] * ry + R[2, 0] * rz
+        sy = R[0, 1] * rx + R[1, 1] * ry + R[2, 1] * rz
+        sz = R[0, 2] * rx + R[1, 2] * ry + R[2, 2] * rz
+        x, y, iz, ax, ay = _seen_at(sx, sy, sz, m, inverse_depth[i])
+        parallax = np.sqrt(ax * ax + ay * ay + 1e-12)
+        wx, wy = ax / parallax, (ay + 1e-6) / parallax
+        off = (x - seen[0, i]) * wx + (y - seen[1, i]) * wy
+        by_depth = parallax / known[i]
+        variance = 1 / told[i] + parallax * by_depth
+        rho = max(inverse_depth[i] - by_depth / variance * off, 0.0)
+        _derivatives(x, y, iz * rho, R, wx, wy, _J_NOW, i, rows)
+        lx, ly = rx * n[2] - n[0], ry * n[2] - n[1]
+        line = np.sqrt(lx * lx + ly * ly + 1e-12)
+        _derivatives(rx, ry, rho, Q, lx / line, ly / line, _J_BEFORE, i, rows)
+        for k in range(6):
+            rows[_J_BEFORE + k, i] *= -(1 + rho * n[2]) / line * parallax
+        for k in range(3):
+            rows[_J_BEFORE + k, i] += rho * rho * Q[k, 2] * parallax
+        rows[_J_BEFORE + 3, i] += rho * ry * parallax
+        rows[_J_BEFORE + 4, i] -= rho * rx * parallax
+        rows[_OFF, i] = off
+        rows[_W_CARRIED, i] = 1 / variance
+        total += 1 / variance
+        square += 1 / variance**2
+    count = total * total / max(square, 1e-12)
+    for i in range(rays.shape[1]):
+        weight = rows[_W_CARRIED, i]
+        weight = weight / (1 + rows[_OFF, i] ** 2 * weight / tolerance**2)
+        rows[_W_CARRIED, i] = weight / (1 + count * (weight * COMMON**2 + ALIKE**2))
+
+
+@njit
+def _carried_along(rows, of_before, H, b):  # type: ignore[no-untyped-def]
+    """Add what rows of `_carried_rows` say of the motion, whatever the one before was off (Schur's complement)."""
+    M, c = np.zeros((12, 12)), np.zeros(12)
+    _normal_equations(rows, _J_NOW, 12, _W_CARRIED, _OFF, M, c)
+    S, G, x = np.empty((6, 6)), np.empty((7, 6)), np.zeros((7, 6))
+    for p in range(6):
+        for q in range(6):
+            S[p, q] = M[6 + max(p, q), 6 + min(p, q)] + of_before[p, q]
+            G[p, q] = M[6 + q, p]
+        G[6, p] = c[6 + p]
+    for p in range(7):
+        _solved(S, G[p], x[p])
+    for p in range(6):
+        for q in range(p + 1):
+            H[p, q] += M[p, q]
+            for k in range(6):
+                H[p, q] -= G[p, k] * x[q, k]
+        b[p] += c[p]
+        for k in range(6):
+            b[p] -= G[p, k] * x[6, k]
+
+
+@njit
 def _gauss_newton(  # type: ignore[no-untyped-def]
-    rays, seen, across, along, prior_motion, motion_information, prior_road, road_information, climb_sd, still, at,
-    H, steps, tolerance,
+    rays, seen, across, along, prior_motion, motion_information, prior_road, road_information, climb_sd, still,
+    inverse_depth, of_depth, told, before, of_before, at, H, steps, tolerance,
 ):  # fmt: skip
     cells = np.empty((_ROWS, rays.shape[1]), np.float32)
+    rows = np.empty((_CARRIED_ROWS, len(told)), np.float32)
     b, delta, normal, J = np.empty(_N), np.empty(_N), np.empty(3), np.zeros(_N)
     for _ in range(steps):
         _equations(rays, seen, across, along, at, still, tolerance, cells, H, b)
+        if len(told):
+            _carried_rows(rays, seen, at, before, inverse_depth, of_depth, told, tolerance, rows)
+            _carried_along(rows, of_before, H, b)
         # Priors: the motion, the road, and that the camera stays at its height above it.
         for p in range(6):
             off = at[p] - prior_motion[p]
@@ -282,7 +370,10 @@ def _gauss_newton(  # type: ignore[no-untyped-def]
         inverse_norm = 1 / np.sqrt(1 + at[6] * at[6] + at[7] * at[7])
         normal[0], normal[1], normal[2] = at[6] * inverse_norm, -inverse_norm, at[7] * inverse_norm
         climb = normal[0] * at[0] + normal[1] * at[1] + normal[2] * at[2]
-        J[0], J[1], J[2], J[6], J[7] = normal[0], normal[1], normal[2], at[0], at[2]
+        share = climb / (at[0] * at[0] + at[1] * at[1] + at[2] * at[2] + NO_WAY**2)
+        for k in range(3):
+            J[k] = normal[k] - share * at[k]
+        J[6], J[7] = at[0], at[2]
         for p in range(_N):
             for q in range(p + 1):
                 H[p, q] += J[p] * J[q] / climb_sd**2
@@ -304,13 +395,14 @@ def _gauss_newton(  # type: ignore[no-untyped-def]
 
 @njit
 def _solve_all(  # type: ignore[no-untyped-def]
-    first, last, rays, seen, across, along, motion, motion_information, road, road_information, climb_sd, still, at,
-    H, steps, tolerance,
+    first, last, rays, seen, across, along, motion, motion_information, road, road_information, climb_sd, still,
+    inverse_depth, of_depth, told, before, of_before, at, H, steps, tolerance,
 ):  # fmt: skip
     """A strip of a batch."""
     for i in range(first, last):
         _gauss_newton(rays[i], seen[i], across[i], along[i], motion[i], motion_information[i], road[i],
-                      road_information[i], climb_sd[i], still[i], at[i], H[i], steps, tolerance)  # fmt: skip
+                      road_information[i], climb_sd[i], still[i], inverse_depth[i], of_depth[i], told[i],
+                      before[i], of_before[i], at[i], H[i], steps, tolerance)  # fmt: skip
 
 
 class NormalEquations(torch.autograd.Function):
