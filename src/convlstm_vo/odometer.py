@@ -137,23 +137,20 @@ class VisualOdometry:
                 f"preset {net.config.preset} learned its scale in training and knows no camera height: leave out "
                 "--camera-height and --calibration, or use the default network"
             )
-        if mask is not None and not isinstance(net, GeometricNet):
-            raise OdometryError(
-                f"preset {net.config.preset} sees an image as a whole and takes no mask: leave out --mask, or use "
-                "the default network"
-            )
         self.net = net.eval()
         self.camera = camera
         self.started_from = calibration
         self._size = working_size(camera) if isinstance(net, GeometricNet) else _configured_size(net)
         self._device = next(net.parameters()).device
-        self._hidden = None if mask is None else _hidden(mask, camera, self._size).to(self._device)
+        self._hidden: Tensor | None = None
         scaled = camera.resized(height=self._size[0], width=self._size[1])
         self._intrinsics = torch.tensor(scaled.intrinsics[None], dtype=torch.float32, device=self._device)
         if isinstance(net, GeometricNet):
             net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             net.mixed = bfloat16_pays(self._device.type)
         self.reset()
+        if mask is not None:
+            self.hide(mask)
 
     @classmethod
     def from_checkpoint(
@@ -177,6 +174,26 @@ class VisualOdometry:
         self._key: Key | None = None
         self._good: tuple[Key, State] | None = None  # before the odometer was lost, and the state there
         self._T_world_camera: NDArray[np.float64] = np.eye(4)
+
+    def hide(self, mask: Image) -> None:
+        """From the next frame on leave out what a mask covers, beside what another one does.
+
+        Args:
+            mask: uint8 (height, width), 0 where frames show what is fixed to the camera.
+
+        Raises:
+            OdometryError: a mask of another size than the camera's, or a network that takes none.
+        """
+        if not isinstance(self.net, GeometricNet):
+            raise OdometryError(
+                f"preset {self.net.config.preset} sees an image as a whole and takes no mask: leave out --mask, or "
+                "use the default network"
+            )
+        hidden = _hidden(mask, self.camera, self._size).to(self._device)
+        self._hidden = hidden if self._hidden is None else torch.maximum(self._hidden, hidden)
+        if self._state is not None:
+            *before, share, packed = self._state
+            self._state = (*before, torch.maximum(share, self._hidden[None]), packed)
 
     def warm_up(self) -> None:
         """Track three frames of noise and `reset`: all is then compiled and loaded before a real one comes."""
