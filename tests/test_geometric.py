@@ -26,6 +26,7 @@ from convlstm_vo.models.geometric import (
     implausible_share,
     leaps,
     reach_at_rest,
+    scale_variance,
     share_heard,
     vagueness,
 )
@@ -346,11 +347,30 @@ def test_without_a_road_in_sight_the_way_follows_what_stands_beside_it(seed):
             mask[round(CAMERA.cy) + 6 :] = 0
             odometer.hide(mask)
         tracked = odometer.track(frame)
-        ways.append((np.linalg.norm(tracked.T_prev_curr[:3, 3]), tracked.metric))
-    true = np.linalg.norm(sequence.trajectory.motions[:, :3], axis=1)
-    found = np.array([way for way, _ in ways[1:]])
-    assert not any(metric for _, metric in ways[9:])
-    assert found[8:].sum() == pytest.approx(true[8:].sum(), rel=0.05)  # 0.84 to 0.89 of it without
+        step = tracked.T_prev_curr[:3, 3]
+        way = float(np.linalg.norm(step))
+        variance = 0.0 if tracked.covariance is None else step @ tracked.covariance[:3, :3] @ step
+        ways.append((way, variance**0.5 / max(way, 1e-6)))
+        assert index < 9 or not tracked.metric
+    true = np.linalg.norm(sequence.trajectory.motions[:, :3], axis=1)[8:]
+    found, sds = np.array(ways[9:]).T
+    assert found.sum() == pytest.approx(true.sum(), rel=0.05)  # 0.84 to 0.89 of it without
+    assert (np.abs(found - true) < 3 * sds).all()
+    assert 1.5 * sds[0] < sds[-1] < 0.25 * found[-1]  # what is known of the scale fades
+
+
+def test_how_sure_a_way_is_by_the_road_or_by_the_last_one():
+    memory = Memory.unpack(torch.zeros(4, Memory.SIZE))
+    memory.known[:] = torch.tensor([1.0, 1.0, 0.0, 1.0])
+    memory.scale_variance[:] = torch.tensor([0.01, 0.01, 0.01, torch.inf])
+    motion = torch.zeros(4, 6)
+    motion[:, 2] = 2.0
+    covariance = torch.diag_embed(torch.full((4, 11), 0.01))  # 5 % of the way, in which much is alike
+    by_road = torch.tensor([0.002, 0.2, 0.2, 0.2])
+    found = scale_variance(by_road, motion, covariance, memory).sqrt()
+    assert found[0] == pytest.approx(15 * 0.002 / 2)
+    assert found[1] == pytest.approx((0.01 + 4 * 0.0025) ** 0.5)
+    assert found[2] == found[3] == pytest.approx(1.5)  # 3 camera heights, more than any way changes
 
 
 def half_width(net: GeometricNet, rows: slice, sd: float = 1e-3) -> float:
@@ -455,6 +475,7 @@ def test_covariance_stays_positive_where_all_but_the_way_is_well_known():
     pair = torch.stack([torch.from_numpy(frame.image)[None].float() for frame in sequence])[None]
     memory = Memory.unpack(torch.zeros(1, Memory.SIZE))
     memory.known[:], memory.motion[:, 0], memory.motion[:, 2] = 1.0, 0.05, 0.6
+    memory.scale_variance[:] = torch.inf  # that motion was a guess
     K = torch.tensor([[CAMERA.fx, CAMERA.fy, CAMERA.cx, CAMERA.cy]])
     with torch.inference_mode():
         cells = NET.look(View(pair[:, 0], pair[:, 1], K), memory)

@@ -91,6 +91,7 @@ _ROAD_ERROR, _VAGUE_ROAD, _VAGUE_SHARE = 15.0, 0.0004, 0.0015
 # Share of the way by which a scale that depths carry on drifts in a frame; standard deviations from 0 of an inverse
 # depth that tells of it. With vaguer ones, which are hundreds, ways grow (195 % too long on one street of 16).
 _SCALE_DRIFT, _CLEAR_DEPTH = 0.005, 2.0
+_ROUGHLY = 4.0  # times the solver's variance of a way's change: cells err alike, and for seconds
 # By what the rules on traffic, loss and search judge: the flow's error across and along, in units of what it says
 # itself, and how much the way changes in a frame (and by a share of it). The solver's own, learned values are near
 # these, but a longer training moves them, and a rule must not hang on that.
@@ -297,6 +298,7 @@ class GeometricNet(nn.Module):
     ) -> tuple[Estimate, State]:
         """What was found, or where that is weak and a search finds better, the latter."""
         again = self._from_nothing(view, memory)
+        again.scale_variance = torch.full_like(again.scale_variance, torch.inf)  # a guess
         there = self.look(view, again)
         other = self.conclude(there, again, hidden)
         _, stand = self.open_road(cells, memory, self.priors(memory))
@@ -514,10 +516,13 @@ class GeometricNet(nn.Module):
         depths = depths_before(cells, told, memory, vague)
         second, misfits = solve(rays, seen, weights[0], heard, priors, at, steps=3, carried=depths)
         covariance = inverse_scaled(second.information)
-        estimate = self.estimate(cells, second, covariance, misfits, weights[1], memory, trust, whole)
+        # How much the road alone, without yesterday's speed, says about the length of the way.
+        way_sd = road_sd(rays, misfits, second.shape, weights[1])
+        of_scale = scale_variance(way_sd, second.motion, covariance, memory)
+        estimate = self.estimate(cells, second, covariance, misfits, way_sd, of_scale, memory, trust, whole)
         with torch.no_grad():
             estimate.points = carried.passed_on(rays, seen, second, misfits, told)
-        return estimate, (*hidden, self.remember(memory, second, covariance).pack())
+        return estimate, (*hidden, self.remember(memory, second, covariance, of_scale).pack())
 
     def initial_state(self, batch: int, size: tuple[int, int] | None = None) -> State:
         """The state before the first frame: all zero.
@@ -652,7 +657,8 @@ class GeometricNet(nn.Module):
         solution: Solution,
         covariance: Tensor,
         misfits: Residuals,
-        along: Tensor,
+        way_sd: Tensor,
+        of_scale: Tensor,
         memory: Memory,
         trust: Tensor,
         whole: Tensor,
@@ -662,20 +668,17 @@ class GeometricNet(nn.Module):
         sd = torch.exp(self.log_covariance[None] + whole.clamp(-2, 2))  # (batch, 2)
         factor = torch.cat([(sd[:, :1] * height[:, None]).expand(-1, 3), sd[:, 1:].expand(-1, 3)], 1)
         covariance = covariance[:, :6, :6] * factor[:, :, None] * factor[:, None, :]
-        # How much the road alone, without yesterday's speed, says about the length of the way.
-        way_sd = road_sd(cells.rays.flatten(2), misfits, solution.shape, along)
         sigma = cells.sigma.flatten(1)  # what the ConvLSTM makes of a cell is no measure of what is seen
         fit = _sure(sigma) / (1 + (misfits.across / (_OFF_ACROSS * sigma)).square())
         motion = torch.cat([solution.motion[:, :3] * height[:, None], solution.motion[:, 3:]], 1)
         ahead = F.normalize(solution.motion[:, :3].detach(), dim=1, eps=0.02)
-        # More than any way there is says no more, and in float32 leaves no positive definite matrix.
-        unsure = (_ROAD_ERROR * way_sd.detach()).clamp_max(_ANY_CHANGE) * height
+        unsure = of_scale.sqrt() * solution.motion[:, :3].detach().norm(dim=1).clamp_min(_STANDING) * height
         off = F.pad(ahead * unsure[:, None], (0, 3))
         covariance = covariance + off[:, :, None] * off[:, None, :]
         nothing = cells.rays.new_zeros(len(motion), 4, 0)
         return Estimate(motion, covariance, solution, fit.mean(1), way_sd, trust, nothing)
 
-    def remember(self, memory: Memory, solution: Solution, covariance: Tensor) -> Memory:
+    def remember(self, memory: Memory, solution: Solution, covariance: Tensor, of_scale: Tensor) -> Memory:
         """The state after a frame: the road as the current camera sees it, the mounting a little better known."""
         slopes = road_slopes(se3.rotated(road_normal(solution.slopes), -solution.motion[:, 3:]))
         variance = covariance[:, 6:, 6:]
@@ -697,6 +700,7 @@ class GeometricNet(nn.Module):
             memory.height,
             memory.aside,
             memory.aside_precision,
+            of_scale,
         )
 
     def _recall(self, state: State | None, pair: Tensor) -> tuple[Memory, Tensor, Tensor, State]:
@@ -879,6 +883,22 @@ def depths_before(cells: Cells, told: Tensor, memory: Memory, vague: Tensor) -> 
     of_motion = held[:, None, None] * ahead[:, :, None] * ahead[:, None]
     of_motion = of_motion + 1e-3 * torch.eye(6, device=ahead.device)
     return Carried(inverse_depth, known, told, memory.motion, of_motion)
+
+
+def scale_variance(way_sd: Tensor, motion: Tensor, covariance: Tensor, memory: Memory) -> Tensor:
+    """(batch,) variance of the logarithm of a way's length: by the road, or by what was known of the last one and
+    how surely this one is as long as that, or longer; whichever is less.
+
+    Args:
+        way_sd: (batch,) of the road alone. motion: (batch, 6). covariance: (batch, 11, 11), the solver's.
+    """
+    way = motion[:, :3].detach()
+    length = way.norm(dim=1).clamp_min(_STANDING)
+    # More than any way there is says no more, and in float32 leaves no positive definite matrix.
+    by_road = ((_ROAD_ERROR * way_sd.detach()).clamp_max(_ANY_CHANGE) / length).square()
+    changed = ((way[:, None] @ covariance[:, :3, :3].detach()) @ way[..., None])[:, 0, 0] / length**4
+    by_last = memory.scale_variance + _ROUGHLY * changed
+    return torch.where(memory.known > 0, torch.minimum(by_road, by_last), by_road)
 
 
 def change_sd(memory: Memory) -> Tensor:

@@ -39,6 +39,7 @@ class Memory:
         aside: (batch, 2) by which the camera looks to the right of where the car drives, and above it, radians. All
             before it is in the axes of a camera that looks there (`looking_ahead`).
         aside_precision: (batch, 2), their inverse variance beyond what is known before the start.
+        scale_variance: (batch,) of the last way's logarithm, which grows while no road gives its length.
     """
 
     known: Tensor
@@ -51,24 +52,25 @@ class Memory:
     height: Tensor
     aside: Tensor
     aside_precision: Tensor
+    scale_variance: Tensor
 
-    SIZE = 46
+    SIZE = 47
 
     @classmethod
     def unpack(cls, packed: Tensor) -> Memory:
-        """From one tensor (batch, 46)."""
-        known, motion, slopes, shape, variance, mounting, precision, height, aside, of_aside = packed.split(
-            [1, 6, 2, 3, 25, 2, 2, 1, 2, 2], 1
+        """From one tensor (batch, 47)."""
+        known, motion, slopes, shape, variance, mounting, precision, height, aside, of_aside, scale = packed.split(
+            [1, 6, 2, 3, 25, 2, 2, 1, 2, 2, 1], 1
         )
         variance = variance.unflatten(1, (5, 5))
         road = slopes, shape, variance, mounting, precision
-        return cls(known[:, 0], motion, *road, height[:, 0], aside, of_aside)
+        return cls(known[:, 0], motion, *road, height[:, 0], aside, of_aside, scale[:, 0])
 
     def pack(self) -> Tensor:
-        """To one tensor (batch, 46)."""
+        """To one tensor (batch, 47)."""
         road = [self.slopes, self.shape, self.variance.flatten(1)]
-        slow = [self.mounting, self.mounting_precision, self.height[:, None]]
-        return torch.cat([self.known[:, None], self.motion, *road, *slow, self.aside, self.aside_precision], 1)
+        slow = [self.mounting, self.mounting_precision, self.height[:, None], self.aside, self.aside_precision]
+        return torch.cat([self.known[:, None], self.motion, *road, *slow, self.scale_variance[:, None]], 1)
 
 
 def looking_ahead(memory: Memory) -> Tensor:

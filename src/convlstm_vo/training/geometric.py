@@ -60,7 +60,7 @@ class WeighConfig:
 
 
 def first_memory(first: Tensor) -> Tensor:
-    """Packed memory (lanes, 46) of a search's result: a motion to start from, nothing known yet."""
+    """Packed memory (lanes, 47) of a search's result: a motion to start from, nothing known yet."""
     memory = Memory.unpack(first.new_zeros((len(first), Memory.SIZE)))
     return dataclasses.replace(memory, motion=first).pack()
 
