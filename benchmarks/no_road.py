@@ -4,7 +4,7 @@
 
 From then on nothing says how long a way is but what stands beside the road and the frames before: *carried* as the
 odometer does it, with the depth that it carries along; *forgotten* without it, from the speed that it had. The
-error is that of the whole way after that, % of it.
+error is that of the whole way after that, % of it; *over sd* that of each frame's way over its standard deviation.
 """
 
 from __future__ import annotations
@@ -35,29 +35,34 @@ class Forgetful(GeometricNet):
         return super().look(dataclasses.replace(view, depth=None), memory)
 
 
-def errors(net: GeometricNet, sequence: Sequence) -> tuple[float, float, float]:
-    """Of the way without a road, %: of all of it, of its first and of its last second."""
+def errors(net: GeometricNet, sequence: Sequence) -> tuple[float, float, float, float]:
+    """Of the way without a road, %: of all of it, of its first and of its last second; and over its standard
+    deviation (rms of all frames)."""
     truth, camera = sequence.trajectory, sequence.camera
     assert truth is not None
-    odometer, found = VisualOdometry(net, camera), []
+    odometer, found, sds = VisualOdometry(net, camera), [], []
     for index in range(len(sequence)):
         if index == HIDDEN_FROM:
             mask = np.full((camera.height, camera.width), 255, np.uint8)
             mask[round(camera.cy) + UNDER_HORIZON_PX :] = 0
             odometer.hide(mask)
         tracked = odometer.track(sequence[index])
-        found.append(float(np.linalg.norm(tracked.T_prev_curr[:3, 3])))
+        step = tracked.T_prev_curr[:3, 3]
+        found.append(float(np.linalg.norm(step)))
+        covariance = np.eye(6) if tracked.covariance is None else tracked.covariance
+        sds.append(float(np.sqrt(step @ covariance[:3, :3] @ step)) / max(found[-1], 1e-9))
         assert index < HIDDEN_FROM or not tracked.metric, "a road is seen that is hidden"
     ways = np.array(found[HIDDEN_FROM:])
     true = np.linalg.norm(truth.motions[HIDDEN_FROM - 1 :, :3], axis=1)
     off = [100 * (ways[part].sum() / true[part].sum() - 1) for part in (slice(None), slice(10), slice(-10, None))]
-    return off[0], off[1], off[2]
+    over_sd = (ways - true) / np.array(sds[HIDDEN_FROM:])
+    return off[0], off[1], off[2], float(np.sqrt(np.mean(over_sd**2)))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kitti", type=Path, default=Path("../shared/kitti"))
-    parser.add_argument("--streets", type=int, default=24)
+    parser.add_argument("--streets", type=int, default=12)
     parser.add_argument("--frames", type=int, default=60)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -68,19 +73,21 @@ def main() -> None:
     sequences = unseen_streets(options.streets, options.frames, seed=FIRST_SEED)
     if options.kitti.is_dir():
         sequences += [KittiSequence(options.kitti, name) for name in CLIPS]
-    rows: dict[str, dict[str, tuple[float, float, float]]] = {"carried": {}, "forgotten": {}}
+    rows: dict[str, dict[str, tuple[float, ...]]] = {"carried": {}, "forgotten": {}}
     with progress("Without a road", 2 * len(sequences)) as advance:
         for sequence in sequences:
             for name, net in (("carried", carried), ("forgotten", forgotten)):
                 rows[name][sequence.name] = errors(net.requires_grad_(False), sequence)
                 advance(1)
-    print(f"{'':12s}{'whole way':>22s}{'first second':>22s}{'last second':>22s}   % off, mean (median) of streets")
+    print(
+        f"{'':12s}{'whole way':>22s}{'first second':>22s}{'last second':>22s}{'over sd':>22s}   % off, mean (median)"
+    )
     for name, row in rows.items():
         streets = np.abs([off for key, off in row.items() if key not in CLIPS])
         cells = [f"{m:.1f} ({n:.1f})" for m, n in zip(streets.mean(0), np.median(streets, 0), strict=True)]
         print(f"{name:12s}" + "".join(f"{cell:>22s}" for cell in cells))
         clips = (f"{key} {row[key][0]:+.1f}" for key in CLIPS if key in row)
-        print(f"{'':12s}KITTI, whole way: " + ", ".join(clips), flush=True)
+        print(f"{'':12s}KITTI, whole way %: " + ", ".join(clips), flush=True)
     if options.json:
         save_json(options.json, rows)
 
