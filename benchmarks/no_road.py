@@ -79,13 +79,13 @@ def main() -> None:
             for name, net in (("carried", carried), ("forgotten", forgotten)):
                 rows[name][sequence.name] = errors(net.requires_grad_(False), sequence)
                 advance(1)
-    print(
-        f"{'':12s}{'whole way':>22s}{'first second':>22s}{'last second':>22s}{'over sd':>22s}   % off, mean (median)"
-    )
+    columns = ("whole way", "first second", "last second", "over sd")
+    print(f"{'% off':12s}" + "".join(f"{column:>22s}" for column in columns))
     for name, row in rows.items():
         streets = np.abs([off for key, off in row.items() if key not in CLIPS])
         cells = [f"{m:.1f} ({n:.1f})" for m, n in zip(streets.mean(0), np.median(streets, 0), strict=True)]
         print(f"{name:12s}" + "".join(f"{cell:>22s}" for cell in cells))
+        print(f"{'':12s}mean (median) of {len(streets)} streets")
         clips = (f"{key} {row[key][0]:+.1f}" for key in CLIPS if key in row)
         print(f"{'':12s}KITTI, whole way %: " + ", ".join(clips), flush=True)
     if options.json:
