@@ -17,10 +17,8 @@ PRIOR_TOLERANCE = 3.0  # standard deviations at which the prior of the motion co
 STILL = 2e-3  # displacement for a unit of inverse depth under which an epipolar line has no direction
 WIDEST = 2.0  # camera heights beside the lane up to which the road's sides go on to rise or fall
 NO_WAY = 0.05  # camera heights, under which a motion has no direction to speak of
-ALIKE, COMMON = (
-    0.05,
-    3e-5,
-)  # of the errors of cells whose depth is carried along: the share that is the same; in rays
+# Of the errors of cells whose depth is carried along: the share of their own that is the same, and in rays.
+ALIKE, COMMON = 0.6, 3e-5
 LEAST_DEPTH = 0.05  # of points in the current camera, in units of their depth in the previous one
 _inline: Any = numba.njit(inline="always", error_model="numpy")
 # Rows of what is known of each cell: the fields of `solver.Residuals`, derivatives by 8 unknowns each; and, for
