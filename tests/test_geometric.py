@@ -365,11 +365,11 @@ def test_how_sure_a_way_is_by_the_road_or_by_the_last_one():
     memory.scale_variance[:] = torch.tensor([0.01, 0.01, 0.01, torch.inf])
     motion = torch.zeros(4, 6)
     motion[:, 2] = 2.0
-    covariance = torch.diag_embed(torch.full((4, 11), 0.01))  # 5 % of the way, in which much is alike
+    covariance = torch.diag_embed(torch.full((4, 11), 0.01))  # 5 % of the way
     by_road = torch.tensor([0.002, 0.2, 0.2, 0.2])
     found = scale_variance(by_road, motion, covariance, memory).sqrt()
     assert found[0] == pytest.approx(15 * 0.002 / 2)
-    assert found[1] == pytest.approx((0.01 + 4 * 0.0025) ** 0.5)
+    assert found[1] == pytest.approx((0.01 + 0.0025) ** 0.5)
     assert found[2] == found[3] == pytest.approx(1.5)  # 3 camera heights, more than any way changes
 
 

@@ -91,7 +91,6 @@ _ROAD_ERROR, _VAGUE_ROAD, _VAGUE_SHARE = 15.0, 0.0004, 0.0015
 # Share of the way by which a scale that depths carry on drifts in a frame; standard deviations from 0 of an inverse
 # depth that tells of it. With vaguer ones, which are hundreds, ways grow (195 % too long on one street of 16).
 _SCALE_DRIFT, _CLEAR_DEPTH = 0.005, 2.0
-_ROUGHLY = 4.0  # times the solver's variance of a way's change: cells err alike, and for seconds
 # By what the rules on traffic, loss and search judge: the flow's error across and along, in units of what it says
 # itself, and how much the way changes in a frame (and by a share of it). The solver's own, learned values are near
 # these, but a longer training moves them, and a rule must not hang on that.
@@ -897,7 +896,7 @@ def scale_variance(way_sd: Tensor, motion: Tensor, covariance: Tensor, memory: M
     # More than any way there is says no more, and in float32 leaves no positive definite matrix.
     by_road = ((_ROAD_ERROR * way_sd.detach()).clamp_max(_ANY_CHANGE) / length).square()
     changed = ((way[:, None] @ covariance[:, :3, :3].detach()) @ way[..., None])[:, 0, 0] / length**4
-    by_last = memory.scale_variance + _ROUGHLY * changed
+    by_last = memory.scale_variance + changed
     return torch.where(memory.known > 0, torch.minimum(by_road, by_last), by_road)
 
 
