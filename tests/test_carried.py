@@ -92,3 +92,17 @@ def test_where_no_point_is_nothing_is_known():
     depth = carried.spread(points, K, 48, 160)
     assert torch.isfinite(depth).all() and (depth[:, 1] == 0).float().mean() > 0.9
     assert (carried.spread(points * torch.tensor([1, 1, 1, 0])[:, None], K, 48, 160)[:, 1] == 0).all()
+
+
+def test_the_fused_loop_draws_the_same_map(by_torch):
+    points = torch.cat([scattered(2000), scattered(2000).flip(2)])
+    points[:, 2] = plane(points[:, :2]) + 0.1 * (points[:, 0] > 0.1)
+    points[:, 3, ::3] = 0
+    points[:, 3, 1::3] = 30
+    rotation = se3.matrix_from_motion(torch.tensor([[0, 0, 0, 0.02, -0.05, 0.01]] * 2))[:, :3, :3]
+    found = carried.mapped(points, rotation, K.expand(2, 4), 48, 160)
+    expected = by_torch(lambda: carried.mapped(points, rotation, K.expand(2, 4), 48, 160))
+    known = expected[:, 1] > 1
+    assert known.float().mean() > 0.7
+    torch.testing.assert_close(found[:, 0][known], expected[:, 0][known], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[:, 1][known], expected[:, 1][known], rtol=0.02, atol=1)

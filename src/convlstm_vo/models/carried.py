@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from convlstm_vo.geometry import se3
+from convlstm_vo.models import cell_kernels, kernels
 from convlstm_vo.models.scene import STRIDE
 from convlstm_vo.models.solver import Residuals, Solution
 
@@ -38,6 +39,17 @@ def passed_on(rays: Tensor, seen: Tensor, solution: Solution, r: Residuals, told
     there = r.inverse_depth * closer
     known = (told > 0) / (variance * (closer * closer * sz).square())
     return torch.cat([seen, there[:, None], known[:, None]], 1)
+
+
+def mapped(points: Tensor, rotation: Tensor, intrinsics: Tensor, rows: int, columns: int) -> Tensor:
+    """What the next frame is told, `spread` out: (batch, 2, rows, columns).
+
+    Args:
+        points: (batch, 4, cells), of `passed_on`. rotation: (batch, 3, 3), from their axes to the camera's.
+    """
+    if kernels.usable(points, rotation, intrinsics):
+        return cell_kernels.mapped(points, rotation, intrinsics, rows, columns)
+    return spread(turned(points, rotation), intrinsics, rows, columns)
 
 
 def turned(points: Tensor, rotation: Tensor) -> Tensor:

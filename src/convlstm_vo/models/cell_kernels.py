@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from convlstm_vo.models.kernels import by_rows, njit
+from convlstm_vo.models.scene import STRIDE
 
 
 def chosen(rays: Tensor, flow: Tensor, log_scale: Tensor, intrinsics: Tensor, image: Tensor) -> Tensor:
@@ -91,6 +92,48 @@ def _predict(rays, intrinsics, ahead, back, normal, t, wall, least, out):  # typ
             depth = max(z, nearest)
             out[0, i, j] = (x / depth - right) * intrinsics[0]
             out[1, i, j] = (y / depth - down) * intrinsics[1]
+
+
+def mapped(points: Tensor, rotation: Tensor, intrinsics: Tensor, rows: int, columns: int) -> Tensor:
+    """`carried.mapped`."""
+    parts = [t.contiguous().numpy() for t in (points, rotation, intrinsics)]
+    out = np.empty((len(points), 2, rows, columns), np.float32)
+    for i in range(len(out)):
+        _map(*(part[i] for part in parts), out[i])
+    return torch.from_numpy(out)
+
+
+@njit
+def _map(points, R, intrinsics, out):  # type: ignore[no-untyped-def]
+    rows, columns = out.shape[1:]
+    fx, fy, cx, cy = intrinsics
+    middle, zero, one, half = np.float32((STRIDE - 1) / 2), np.float32(0), np.float32(1), np.float32(0.5)
+    sums = np.zeros((3, rows, columns), np.float32)
+    for i in range(points.shape[1]):
+        if not points[3, i] > 0:
+            continue
+        x, y, z = _turned(R, points[0, i], points[1, i], one)
+        z = max(z, np.float32(0.05))
+        depth, known = points[2, i] / z, points[3, i] * z * z
+        x = (x / z * fx + cx - middle) / np.float32(STRIDE)
+        y = (y / z * fy + cy - middle) / np.float32(STRIDE)
+        if not (-2 < x < columns + 1 and -2 < y < rows + 1):
+            continue
+        left, top = int(np.floor(x)) - 1, int(np.floor(y)) - 1
+        for r in range(max(top, 0), min(top + 4, rows)):
+            near_y = max(one - abs(np.float32(r) - y) * half, zero)
+            for c in range(max(left, 0), min(left + 4, columns)):
+                weight = near_y * max(one - abs(np.float32(c) - x) * half, zero) * known
+                sums[0, r, c] += weight
+                sums[1, r, c] += weight * depth
+                sums[2, r, c] += weight * depth * depth
+    for r in range(rows):
+        for c in range(columns):
+            known = sums[0, r, c]
+            weight = max(known, np.float32(1e-12))
+            mean = sums[1, r, c] / weight
+            differ = max(sums[2, r, c] / weight - mean * mean, zero)
+            out[0, r, c], out[1, r, c] = mean, known / (one + known * differ)
 
 
 @njit

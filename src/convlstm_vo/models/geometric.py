@@ -267,8 +267,8 @@ class GeometricNet(nn.Module):
         if fixed.worth_learning(share, stays, blocks):
             road = road_flow(blocks, view.intrinsics, after, estimate.solution)
             share = fixed.learned(share, stays, moves, road)
-        points = carried.turned(estimate.points, looking_ahead(after).transpose(1, 2))
-        depth = carried.spread(points, view.intrinsics, *depth.shape[-2:])
+        back = looking_ahead(after).transpose(1, 2)
+        depth = carried.mapped(estimate.points, back, view.intrinsics, *depth.shape[-2:])
         return in_camera_axes(estimate, after), (*state[:-1], depth, share, facing_ahead(after, lost).pack())
 
     def _weak(self, cells: Cells, estimate: Estimate, memory: Memory) -> tuple[Tensor, Tensor]:
