@@ -6,7 +6,7 @@ One frame's way, from top to bottom of `GeometricNet.track`:
 2. a learned flow measures the rest, to a tenth of a pixel, and says how sure it is of each cell;
 3. Gauss-Newton finds motion and road from all cells alike, robustly;
 4. a ConvLSTM, who remembers earlier frames, looks at what does not fit and says which cells to trust, and for what;
-5. Gauss-Newton again with these weights: the motion, and its covariance from the Hessian;
+5. Gauss-Newton again with these weights, and depths that frames before have told: motion and covariance;
 6. the road's tilt, the camera's mounting, the motion and how far away all is go into the state for the next frame.
 
 Everything inside counts lengths in camera heights, so any camera height gives metres by one factor.
