@@ -328,8 +328,14 @@ def test_lanes_shared_by_two_processes(drives, tmp_path):
     for net, processes in zip(nets, (1, 2), strict=False):
         train_weights(net, drives, [], config, tmp_path / str(processes), processes=processes)
         losses.append(torch.load(tmp_path / str(processes) / "weights-last.pt", weights_only=True)["losses"])
-    # Sums in another order: where a gradient is next to nothing, they decide the sign of Adam's first steps.
+    # Sums in another order: on the last clip, which fits badly, they are worth 0.2 % of the loss. So what
+    # was learned is compared, too.
     np.testing.assert_allclose(losses[1][:4], losses[0][:4], atol=1e-3)
+    np.testing.assert_allclose(losses[1][4], losses[0][4], rtol=4e-3)
+    started = (loaded(), *nets[:2])
+    start, *ends = (torch.cat([p.detach().flatten() for p in net.weigher.parameters()]) for net in started)
+    one, two = (end - start for end in ends)
+    assert float((two - one).norm()) < 0.05 * float(one.norm()) and float(one.norm()) > 0
     with killed_at(WeighRun, 3):
         train_weights(loaded(), drives, [], config, tmp_path / "3", processes=2)
     assert torch.get_num_threads() == threads

@@ -132,8 +132,8 @@ class Cells:
         seen = torch.cat([self.seen, torch.ones_like(self.seen[:, :1])], 1)
         depth = self.depth
         if depth is not None:
-            z = (rotation[:, 2:] @ self.rays.flatten(2)).unflatten(2, self.rays.shape[2:]).clamp_min(0.05)
-            depth = torch.cat([depth[:, :1] / z, depth[:, 1:] * z.square()], 1)
+            points = torch.cat([self.rays[:, :2], depth], 1).flatten(2)
+            depth = carried.turned(points, rotation)[:, 2:].unflatten(2, depth.shape[2:])
         rays, seen = turned_points(self.rays, rotation), turned_points(seen, rotation)[:, :2]
         return dataclasses.replace(self, rays=rays, seen=seen, depth=depth)
 
